@@ -1,0 +1,47 @@
+"""zeroline: what a model bases a prediction on, measured from a stated baseline.
+
+A *target*, a *site*, a *baseline* and a *path* give an ``Attribution``, and an attribution knows its error.
+
+>>> import torch, zeroline as zl
+>>> model = torch.nn.Linear(3, 2).eval()
+>>> x = torch.tensor([[1.0, 2.0, 3.0]])
+>>> a = zl.integrated_gradients(model, x, target=0, baseline=zl.baseline.zeros())
+>>> bool(torch.allclose(a.total, a.difference, atol=1e-6))
+True
+
+Importing zeroline loads torch and the standard library only; ``zl.zoo`` loads what it needs when used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from zeroline import baseline, errors, site, target
+from zeroline.attribution import Attribution
+from zeroline.methods import METHODS, gradient_x_input, integrated_gradients, taylor
+from zeroline.target import contrast, logit, top
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "Attribution",
+    "baseline",
+    "contrast",
+    "errors",
+    "gradient_x_input",
+    "integrated_gradients",
+    "logit",
+    "site",
+    "target",
+    "taylor",
+    "top",
+    "zoo",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "zoo":
+        return importlib.import_module("zeroline.zoo")
+    raise AttributeError(f"module 'zeroline' has no attribute {name!r}")

@@ -1,0 +1,271 @@
+"""The result: values at a site, and how far their sum is from the truth.
+
+Holds the ``Attribution`` record: what was asked (target, site, baseline), what came out (values), and the
+figures that say how exact it is. It saves, loads and prints; it never draws itself and never runs a model.
+
+Notation as in ``docs/concepts.md``: D = f(x) - f(do) is the difference, sum(a) the total, E = sum(a) - D
+the attribution error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeroline.errors import LoadError, SiteError, UsageError
+
+FORMAT = 1
+UNDEFINED = "the difference is within the rounding of the two outputs: the target does not tell x from this baseline"
+_RESOLUTION = 8  # a difference below this many units in the last place of the outputs is rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Values ``a`` at a site with everything needed to judge and to repeat them.
+
+    Per sample, in float64, shape [batch]: ``output`` f(x); ``baseline_output`` f(do(z := z0));
+    ``reference_output`` f(x0) where the baseline is an input; ``local_error`` sum of |segment defects|
+    (bounds |error|, cannot cancel between segments); ``map_error`` |a_fine - a_coarse|_1 / |a_fine|_1;
+    ``raw_error`` the error before ``closure``; ``evaluations`` gradient evaluations (int64).
+    ``forward_passes`` counts the model's runs of the whole call, batches counted once, gradients excluded.
+    What a method does not know is None.
+    """
+
+    parts: Mapping[str, Tensor]
+    method: str
+    target: tuple[str, ...]
+    site: str
+    baseline: str
+    output: Tensor
+    baseline_output: Tensor
+    evaluations: Tensor
+    forward_passes: int
+    is_cut: bool | None
+    reference_output: Tensor | None = None
+    local_error: Tensor | None = None
+    map_error: Tensor | None = None
+    raw_error: Tensor | None = None
+    closure: str | None = None
+    stopped: tuple[str, ...] = ()
+    execution: str = "full"
+    substitutes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    model_class: str = ""
+    weights: Callable[[], str] | str = ""
+
+    @property
+    def values(self) -> Tensor:
+        """The attribution, with the shape, dtype and device of the features at the site."""
+        if len(self.parts) > 1:
+            raise SiteError(f"a joint site has several values: use .parts[name] with {', '.join(map(repr, self.parts))}")
+        return next(iter(self.parts.values()))
+
+    @property
+    def difference(self) -> Tensor:
+        """D = f(x) - f(do(z := z0)): what the values are to add up to, [batch]."""
+        return self.output - self.baseline_output
+
+    @cached_property
+    def total(self) -> Tensor:
+        """sum(a), accumulated in float64, [batch]."""
+        sums = [part.to(self.output).flatten(1).sum(1) for part in self.parts.values()]
+        return torch.stack(sums).sum(0)
+
+    @property
+    def error(self) -> Tensor:
+        """The attribution error E = sum(a) - D, [batch]."""
+        return self.total - self.difference
+
+    @property
+    def relative_error(self) -> Tensor | None:
+        """|E| / |D|, [batch]; NaN for samples where it is undefined, None where it is for all of them."""
+        defined = self.is_defined
+        if not bool(defined.any()):
+            return None
+        ratio = self.error.abs() / self.difference.abs()
+        return torch.where(defined, ratio, torch.full_like(ratio, torch.nan))
+
+    @property
+    def relative_error_reason(self) -> str | None:
+        """Why ``relative_error`` is undefined (for the samples where it is), or None."""
+        return None if bool(self.is_defined.all()) else UNDEFINED
+
+    @property
+    def is_defined(self) -> Tensor:
+        """Per sample: is |D| above the rounding of f(x) and f(do)? [batch], bool."""
+        dtype = next(iter(self.parts.values())).dtype
+        return self.difference.abs() > rounding(dtype, self.output, self.baseline_output)
+
+    @property
+    def model_id(self) -> str:
+        """Model class and a hash of its weights (computed when first asked for)."""
+        return f"{self.model_class}@{self.weights if isinstance(self.weights, str) else self.weights()}"
+
+    def per_token(self) -> Tensor:
+        """Values of [batch, tokens, width] summed over the width: [batch, tokens], signed."""
+        if self.values.ndim != 3:
+            raise SiteError(f"per_token() reads [batch, tokens, width]; the values at {self.site!r} are {tuple(self.values.shape)}")
+        return self.values.sum(-1)
+
+    def per_pixel(self) -> Tensor:
+        """Values of [batch, channels, height, width] summed over the channels: [batch, height, width], signed."""
+        if self.values.ndim != 4:
+            raise SiteError(f"per_pixel() reads [batch, channels, height, width]; the values at {self.site!r} are {tuple(self.values.shape)}")
+        return self.values.sum(1)
+
+    def sample(self, index: int) -> Attribution:
+        """The record of one sample of the batch (shapes keep a batch of 1)."""
+        size = len(self.output)
+        if not -size <= index < size:
+            raise UsageError(f"sample {index} asked; the record has {size}")
+        index %= size
+        pick = slice(index, index + 1)
+        cut = {name: _optional(getattr(self, name), pick) for name in _PER_SAMPLE}
+        parts = {name: part[pick] for name, part in self.parts.items()}
+        return replace(self, parts=parts, target=self.target[pick], stopped=self.stopped[pick], **cut)
+
+    def to(self, device: torch.device | str) -> Attribution:
+        """The record with its tensors on another device."""
+        moved = {name: _optional(getattr(self, name), lambda t: t.to(device)) for name in _PER_SAMPLE}
+        return replace(self, parts={n: p.to(device) for n, p in self.parts.items()}, **moved)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the values, as JSON types."""
+        figures = {name: _numbers(getattr(self, name)) for name in _PER_SAMPLE}
+        return {
+            "format": FORMAT,
+            "method": self.method,
+            "target": list(self.target),
+            "site": self.site,
+            "baseline": self.baseline,
+            **figures,
+            "difference": _numbers(self.difference),
+            "total": _numbers(self.total),
+            "error": _numbers(self.error),
+            "relative_error": _numbers(self.relative_error),
+            "relative_error_reason": self.relative_error_reason,
+            "forward_passes": self.forward_passes,
+            "is_cut": self.is_cut,
+            "closure": self.closure,
+            "stopped": list(self.stopped),
+            "execution": self.execution,
+            "substitutes": list(self.substitutes),
+            "settings": dict(self.settings),
+            "seed": self.seed,
+            "versions": dict(self.versions),
+            "model": self.model_id,
+            "shapes": {name: list(part.shape) for name, part in self.parts.items()},
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write values and record to one safetensors file (to a temporary name first, then renamed)."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        tensors = {f"values/{name}": part.detach().cpu().clone() for name, part in self.parts.items()}
+        figures = {name: getattr(self, name) for name in _PER_SAMPLE}
+        tensors |= {name: figure.cpu().clone() for name, figure in figures.items() if figure is not None}
+        record = {k: v for k, v in self.to_dict().items() if k not in _PER_SAMPLE}
+        temporary = path.with_name(f".{path.name}.partial")
+        try:
+            save_file(tensors, temporary, {"zeroline": json.dumps(record)})
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Attribution:
+        """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), "pt") as file:
+                record = json.loads((file.metadata() or {})["zeroline"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except FileNotFoundError:
+            raise LoadError(f"no file {str(path)!r}") from None
+        except (SafetensorError, KeyError, ValueError, OSError) as problem:
+            raise LoadError(f"{str(path)!r} is not an attribution that zeroline saved ({problem})") from None
+        if record["format"] != FORMAT:
+            raise LoadError(f"{str(path)!r} has format {record['format']}; this version reads {FORMAT}")
+        parts = {name: tensors[f"values/{name}"] for name in record["shapes"]}
+        model_class, _, weights = record["model"].rpartition("@")
+        plain = ("method", "site", "baseline", "forward_passes", "is_cut", "closure", "execution", "settings", "seed", "versions")
+        return cls(
+            parts=parts,
+            **{name: tuple(record[name]) for name in ("target", "stopped", "substitutes")},
+            **{name: record[name] for name in plain},
+            **{name: tensors.get(name) for name in _PER_SAMPLE},
+            model_class=model_class,
+            weights=weights,
+        )
+
+    def rows(self, sample: int = 0) -> list[tuple[str, str]]:
+        """The figures of one sample in words, for tables: (label, value) pairs."""
+        relative = self.relative_error
+        share = "undefined" if relative is None or bool(relative[sample].isnan()) else f"{float(relative[sample]):.2%}"
+        lines = [
+            ("target", self.target[sample]),
+            ("site", self.site + {True: " (a cut)", False: " (not a cut)", None: ""}[self.is_cut]),
+            ("baseline", self.baseline),
+            ("f(x)", f"{float(self.output[sample]):.6g}"),
+            ("f(baseline)", f"{float(self.baseline_output[sample]):.6g}"),
+            ("difference", f"{float(self.difference[sample]):.6g}"),
+            ("sum of values", f"{float(self.total[sample]):.6g}"),
+            ("attribution error", f"{float(self.error[sample]):+.3g} ({share})"),
+        ]
+        if self.reference_output is not None and self.is_cut is False:
+            lines.insert(5, ("f(x0)", f"{float(self.reference_output[sample]):.6g} (differs from f(baseline): the site is not a cut)"))
+        if self.raw_error is not None:
+            lines.append((f"error before {self.closure}", f"{float(self.raw_error[sample]):+.3g}"))
+        if self.local_error is not None:
+            lines.append(("local error", f"{float(self.local_error[sample]):.3g}"))
+        if self.map_error is not None:
+            lines.append(("map error", f"{float(self.map_error[sample]):.3g}"))
+        lines.append(("gradient evaluations", str(int(self.evaluations[sample]))))
+        if self.stopped:
+            lines.append(("stopped by", self.stopped[sample]))
+        return lines
+
+    def __repr__(self) -> str:
+        size = len(self.output)
+        head = f"Attribution by {self.method}, {' and '.join(f'{n} {tuple(p.shape)}' for n, p in self.parts.items())}"
+        body = "\n".join(f"  {label:<22}{value}" for label, value in self.rows())
+        more = f"\n  ... and {size - 1} more samples: .sample(i)" if size > 1 else ""
+        return f"{head}\n{body}{more}"
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<tr><th style='text-align:left'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in self.rows())
+        return f"<table><caption>Attribution by {escape(self.method)}</caption>{lines}</table>"
+
+
+_PER_SAMPLE = ("output", "baseline_output", "reference_output", "local_error", "map_error", "raw_error", "evaluations")
+
+
+def rounding(dtype: torch.dtype, *outputs: Tensor) -> Tensor:
+    """A few units in the last place of the largest of the outputs, per sample: what float ``dtype`` cannot tell."""
+    largest = torch.stack([output.abs() for output in outputs]).amax(0)
+    return _RESOLUTION * torch.finfo(dtype).eps * largest
+
+
+def _optional(figure: Tensor | None, change: slice | Callable[[Tensor], Tensor]) -> Tensor | None:
+    if figure is None:
+        return None
+    return figure[change] if isinstance(change, slice) else change(figure)
+
+
+def _numbers(figure: Tensor | None) -> list[float | int | None] | None:
+    """JSON numbers: NaN, which JSON lacks, becomes None."""
+    if figure is None:
+        return None
+    return [None if number != number else number for number in figure.tolist()]

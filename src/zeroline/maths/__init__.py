@@ -1,0 +1,1 @@
+"""Pure tensor arithmetic: no ``nn.Module``, no model, no files."""

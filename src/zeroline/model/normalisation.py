@@ -1,0 +1,65 @@
+"""What the model's own preprocessing does to pixels, read from where models keep it.
+
+Holds a table of places to look: a timm ``pretrained_cfg``, and the ``preprocessor_config.json`` beside the
+weights of a Hugging Face model (its folder, or the local hub cache; nothing is downloaded).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from zeroline.baseline import Normalisation
+
+FILE = "preprocessor_config.json"
+
+
+def of(model: nn.Module) -> Normalisation | None:
+    """The normalisation of pixels in [0, 1] that ``model`` expects, or None where it does not say."""
+    for look in (_timm, _hugging_face):
+        found = look(model)
+        if found is not None:
+            return found
+    return None
+
+
+def _timm(model: nn.Module) -> Normalisation | None:
+    config = getattr(model, "pretrained_cfg", None)
+    if not isinstance(config, dict) or "mean" not in config or "std" not in config:
+        return None
+    return Normalisation(tuple(config["mean"]), tuple(config["std"]))
+
+
+def _hugging_face(model: nn.Module) -> Normalisation | None:
+    name = getattr(getattr(model, "config", None), "_name_or_path", "")
+    path = _file(str(name)) if name else None
+    return from_config(json.loads(path.read_text())) if path is not None else None
+
+
+def from_config(config: dict[str, Any]) -> Normalisation:
+    """Read ``do_normalize``, ``image_mean`` and ``image_std``.
+
+    Pixels that are not rescaled to [0, 1] keep their 0..255 range: black is then still ``(0 - mean) / std``,
+    and white is 255.
+    """
+    scale = 1.0 if config.get("do_rescale", True) else 255.0
+    if not config.get("do_normalize", True):
+        return Normalisation((0.0,) * 3, (1 / scale,) * 3)
+    mean, std = config.get("image_mean", (0.0,) * 3), config.get("image_std", (1.0,) * 3)
+    return Normalisation(tuple(m / scale for m in mean), tuple(s / scale for s in std))
+
+
+def _file(name: str) -> Path | None:
+    folder = Path(name) / FILE
+    if folder.is_file():
+        return folder
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, FILE)
+    except Exception:  # no hub library, or a name that is no repository: the model simply does not say
+        return None
+    return Path(cached) if isinstance(cached, str) else None
