@@ -39,7 +39,7 @@ def integrated_gradients(
     n_steps: int = 50,
     tolerance: float = 0.01,
     local_tolerance: float = 0.1,
-    max_evaluations: int = 256,
+    max_evaluations: int = 512,
     closure: str | None = None,
     internal_batch_size: int | None = None,
     progress: Progress | None = None,

@@ -1,0 +1,51 @@
+"""The command line: parse, call, report. One file per command.
+
+Holds ``app`` and ``main``. Errors that zeroline raises on purpose become one line on standard error: exit status 2
+for usage, 1 for failures. ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from zeroline.cli import demo, explain, sites, tables
+from zeroline.errors import UsageError, ZerolineError
+
+app = typer.Typer(
+    name="zeroline",
+    help="What a model bases a prediction on, measured from a stated baseline. Add --debug to any command for tracebacks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(explain.explain)
+app.command()(demo.demo)
+app.command()(sites.sites)
+app.command()(tables.methods)
+app.command()(tables.models)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``zeroline``."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        app([a for a in given if a != "--debug"], prog_name="zeroline")
+    except ZerolineError as problem:
+        if debug:
+            raise
+        _fail(str(problem), 2 if isinstance(problem, UsageError) else 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except Exception as problem:
+        if debug:
+            raise
+        _fail(f"unexpected {type(problem).__name__}: {problem} (run again with --debug for the traceback)", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(status)

@@ -1,0 +1,123 @@
+"""``zeroline explain``: one image, one model, one question."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zeroline import baseline as baselines
+from zeroline.attribution import Attribution
+from zeroline.cli import show
+from zeroline.cli.sources import load_model, open_image
+from zeroline.errors import NotFoundError, UsageError
+from zeroline.methods import METHODS
+from zeroline.model.loading import Loaded
+from zeroline.target import Target, contrast, logit
+
+
+def explain(
+    image: Annotated[Path, typer.Argument(help="The image file.")],
+    model: Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")] = "zoo:digits-vit",
+    method: Annotated[str, typer.Option(help="See `zeroline methods`.")] = "integrated_gradients",
+    target: Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")] = "top",
+    site: Annotated[str | None, typer.Option(help="Where the features are; see `zeroline sites MODEL`. Default: the input.")] = None,
+    baseline: Annotated[str, typer.Option(help="black, zeros, mean, blur(8), constant(0.5), noise(0).")] = "black",
+    tolerance: Annotated[float | None, typer.Option(help="Attribution error to stop at, as a share of the difference.")] = None,
+    max_evaluations: Annotated[int | None, typer.Option(help="Gradient evaluations at most.")] = None,
+    path: Annotated[str | None, typer.Option(help="adaptive, gausslegendre, midpoint, trapezoid or riemann.")] = None,
+    n_steps: Annotated[int | None, typer.Option(help="Nodes of a fixed path.")] = None,
+    closure: Annotated[str | None, typer.Option(help="discrete_gradient closes the sum.")] = None,
+    order: Annotated[int | None, typer.Option(help="Order of the Taylor expansion.")] = None,
+    grid: Annotated[str | None, typer.Option(help="Patch grid ROWSxCOLUMNS of a token site, if the model does not say.")] = None,
+    prefix: Annotated[int | None, typer.Option(help="Tokens before the patches (class, registers).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for figure.png, attribution.safetensors, record.json.")] = Path("out"),
+    json_: Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Let a hub model run its own code.")] = False,
+) -> None:
+    """Explain what a prediction is based on, measured from a stated baseline."""
+    options = {"tolerance": tolerance, "max_evaluations": max_evaluations, "path": path, "n_steps": n_steps, "closure": closure, "order": order}
+    asked = _options(method, options)
+    shape = _grid(grid)
+    picture = open_image(image)
+    chosen = baselines.by_name(baseline)
+    loaded = load_model(model, trust_remote_code=trust_remote_code)
+    answer(loaded, loaded.preprocess(picture), method, read_target(target, loaded), site, chosen, asked, out, as_json=json_, grid=shape, prefix=prefix)
+
+
+def answer(
+    loaded: Loaded,
+    inputs: Any,
+    method: str,
+    target: Target,
+    site: str | None,
+    baseline: baselines.Baseline,
+    options: dict[str, Any],
+    out: Path,
+    *,
+    as_json: bool = False,
+    grid: tuple[int, int] | None = None,
+    prefix: int | None = None,
+) -> Attribution:
+    """Call the method, print the record, write the three files."""
+    started = time.perf_counter()
+    with show.progress("gradient evaluations") as report, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if method == "integrated_gradients":
+            options = {**options, "progress": report}
+        attribution = METHODS[method](loaded.model, inputs, target=target, site=site, baseline=baseline, **options)
+    seconds = time.perf_counter() - started
+    for warning in caught:
+        show.notes.print(f"warning: {warning.message}", markup=False)
+    written = show.write(attribution, out, show.draw(attribution, loaded, inputs, baseline, grid, prefix))
+    if as_json:
+        print(json.dumps({**attribution.to_dict(), "seconds": seconds, "files": [str(p) for p in written]}, indent=2))
+    else:
+        show.record(attribution, seconds)
+        show.output.print(f"wrote {', '.join(str(p) for p in written)}", markup=False)
+        if attribution.relative_error is None:
+            show.notes.print(f"note: no relative error: {attribution.relative_error_reason}", markup=False)
+    return attribution
+
+
+def read_target(text: str, loaded: Loaded) -> Target:
+    """``top``, ``7``, ``seven``, or ``seven - one``."""
+
+    def one(word: str) -> int | str:
+        word = word.strip()
+        by_lower = {name.lower(): index for name, index in loaded.labels.items()}
+        return by_lower.get(word.lower(), int(word) if word.lstrip("-").isdigit() else word)
+
+    if one(text) == text.strip() and " - " in text:
+        first, _, second = text.partition(" - ")
+        return contrast(one(first), one(second))
+    return logit(one(text))
+
+
+def _options(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given; an error where the method does not take one of them."""
+    if method not in METHODS:
+        raise NotFoundError.among("method", method, METHODS, "see `zeroline methods`")
+    asked = {name: value for name, value in given.items() if value is not None}
+    possible = inspect.signature(METHODS[method]).parameters
+    for name in asked:
+        if name not in possible:
+            takers = ", ".join(m for m, f in METHODS.items() if name in inspect.signature(f).parameters)
+            raise UsageError(f"--{name.replace('_', '-')} means nothing to {method}; it belongs to {takers}")
+    if "n_steps" in asked and asked.get("path", "adaptive") == "adaptive":
+        raise UsageError("--n-steps belongs to a fixed path; add --path gausslegendre, midpoint, trapezoid or riemann")
+    return asked
+
+
+def _grid(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    rows, _, columns = text.lower().partition("x")
+    if not (rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
+        raise UsageError(f"cannot read --grid {text!r}; write ROWSxCOLUMNS, e.g. 14x14")
+    return int(rows), int(columns)

@@ -1,0 +1,120 @@
+"""How records look in a terminal, and where they are written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+
+from zeroline.attribution import Attribution
+from zeroline.baseline import Baseline, Normalisation
+from zeroline.errors import BaselineError, InputError, SiteError
+from zeroline.model import normalisation
+from zeroline.model.loading import Loaded
+from zeroline.model.question import reference_inputs
+from zeroline.model.tokens import patch_grid
+from zeroline.report import figure
+
+_WIDE = 240  # in a pipe a table is for a program to read: do not fold it to 80 columns
+output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def record(attribution: Attribution, seconds: float) -> None:
+    """The figures of one sample as a table."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for label, value in [("method", attribution.method), *attribution.rows(), ("seconds", f"{seconds:.2f}")]:
+        style = "bold" if label == "attribution error" else None
+        table.add_row(label, value, style=style)
+    output.print(table)
+
+
+def write(attribution: Attribution, folder: Path, drawn: Any | None) -> list[Path]:
+    """``attribution.safetensors``, ``record.json`` and, where one could be drawn, ``figure.png``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "attribution.safetensors", folder / "record.json"]
+    attribution.save(paths[0])
+    write_text(paths[1], json.dumps(attribution.to_dict(), indent=2) + "\n")
+    if drawn is not None:
+        paths.append(folder / "figure.png")
+        figure.save(drawn, paths[-1])
+    return paths
+
+
+def write_text(path: Path, text: str) -> None:
+    """To a temporary name, then renamed."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def draw(
+    attribution: Attribution, loaded: Loaded, inputs: Any, baseline: Baseline, grid: tuple[int, int] | None = None, prefix: int | None = None
+) -> Any | None:
+    """The figure of a record, or None (and a note why) where its values are no picture."""
+    photograph = _pixels(loaded, inputs)
+    if photograph is None:
+        notes.print("no figure: the model's inputs hold no image")
+        return None
+    if grid is None:
+        grid, prefix = patch_grid(loaded.model, photograph.shape[:2]), None
+    try:
+        seen = figure.view(attribution, photograph, _baseline_picture(loaded, inputs, baseline), grid=grid, prefix=prefix)
+    except SiteError as reason:
+        notes.print(f"no figure: {reason}")
+        return None
+    return figure.figure(attribution, seen)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on a terminal, nothing in a pipe."""
+    if not notes.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=notes, transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _pixels(loaded: Loaded, inputs: Any) -> figure.Picture | None:
+    """The model's own view of the photograph: what it was given, back in [0, 1]."""
+    image = _image_tensor(inputs)
+    return None if image is None else _unnormalised(image, normalisation.of(loaded.model))
+
+
+def _baseline_picture(loaded: Loaded, inputs: Any, baseline: Baseline) -> figure.Picture | None:
+    """The baseline as a picture, where it is one (a baseline of features at a layer is not)."""
+    if baseline.at != "input":
+        return None
+    try:
+        image = _image_tensor(reference_inputs(loaded.model, inputs, baseline))
+    except (BaselineError, InputError):
+        return None
+    return None if image is None else _unnormalised(image, normalisation.of(loaded.model))
+
+
+def _image_tensor(inputs: Any) -> Tensor | None:
+    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs.values()) if hasattr(inputs, "values") else list(inputs)
+    return next((t for t in tensors if isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 4 and t.shape[1] in (1, 3)), None)
+
+
+def _unnormalised(image: Tensor, known: Normalisation | None) -> figure.Picture:
+    pixels = image[0].detach().float().cpu()
+    if known is not None and len(known.mean) == len(pixels):
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (known.mean, known.std))
+        pixels = pixels * std + mean
+    else:
+        pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp_min(1e-12)
+    return np.asarray(pixels.expand(3, -1, -1).permute(1, 2, 0).clamp(0, 1).numpy())

@@ -1,0 +1,44 @@
+"""``zeroline sites``: what can be a site in a model, with shapes and whether it is a cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from zeroline.cli import show
+from zeroline.cli.sources import load_model, open_image
+from zeroline.model.listing import sites as list_sites
+
+
+def sites(
+    model: Annotated[str, typer.Argument(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")],
+    image: Annotated[Path | None, typer.Option(help="An image to run the model on; default: a test pattern.")] = None,
+    match: Annotated[str | None, typer.Option(help="Only modules that match, e.g. 'vit.layers.*'.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Let a hub model run its own code.")] = False,
+) -> None:
+    """List the sites of a model. At a cut, f(baseline at the site) equals f of the baseline input."""
+    loaded = load_model(model, trust_remote_code=trust_remote_code)
+    picture = open_image(image) if image is not None else _pattern()
+    with show.progress("sites") as report:
+        found = list(list_sites(loaded.model, loaded.preprocess(picture), pattern=match, progress=report))
+    if json_:
+        print(json.dumps([{"site": s.site, "kind": s.kind, "shape": s.shape, "is_cut": s.is_cut} for s in found], indent=2))
+        return
+    table = Table("site", "kind", "shape", "cut", box=None, pad_edge=False)
+    for s in found:
+        table.add_row(s.site, s.kind, " x ".join(map(str, s.shape)), {True: "yes", False: "no", None: "?"}[s.is_cut])
+    show.output.print(table)
+
+
+def _pattern() -> object:
+    """A colour gradient with stripes: every channel and every position differ."""
+    import numpy as np
+    from PIL import Image
+
+    y, x = np.mgrid[0:256, 0:256]
+    return Image.fromarray(np.stack([x, y, (x * 3 + y * 5) % 256], -1).astype(np.uint8))

@@ -1,0 +1,76 @@
+"""What the command line is pointed at: a model by scheme, an image by path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zeroline.errors import LoadError, NotFoundError
+from zeroline.model.loading import Loaded, from_hub, from_timm
+
+SCHEMES = {
+    "zoo": "zoo:NAME, a model that ships with zeroline (no network)",
+    "hf": "hf:ID or hf:FOLDER, an image classifier from the Hugging Face hub, its cache, or a folder",
+    "timm": "timm:NAME, a timm model with its pretrained weights",
+}
+
+
+def load_model(text: str, *, trust_remote_code: bool = False) -> Loaded:
+    """``zoo:digits-vit``, ``hf:google/vit-base-patch16-224``, ``hf:./folder``, ``timm:NAME``; no scheme means ``hf:``."""
+    _quiet()
+    scheme, colon, name = text.partition(":")
+    if not colon or scheme not in SCHEMES:
+        if colon and "/" not in scheme and len(scheme) > 1:
+            raise NotFoundError.among("model scheme", scheme, SCHEMES, "e.g. zoo:digits-vit")
+        if not colon and "/" not in text and not Path(text).exists():
+            raise NotFoundError.among("model", text, _examples(), "write zoo:NAME, hf:ID-OR-FOLDER or timm:NAME")
+        scheme, name = "hf", text
+    loaders: dict[str, Callable[[str], Loaded]] = {
+        "zoo": _from_zoo,
+        "hf": lambda n: from_hub(n, trust_remote_code=trust_remote_code),
+        "timm": from_timm,
+    }
+    return loaders[scheme](name)
+
+
+def open_image(path: Path) -> Any:
+    """A PIL image in RGB, read completely."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not path.exists():
+        near = sorted(p.name for p in path.parent.glob("*.png")) if path.parent.is_dir() else []
+        raise NotFoundError.among("image file", str(path), near) if near else NotFoundError(f"no image file {str(path)!r}")
+    if path.is_dir():
+        raise NotFoundError(f"{str(path)!r} is a folder; give one image file")
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as problem:
+        raise LoadError(f"cannot read {str(path)!r} as an image: {problem}") from None
+
+
+def _from_zoo(name: str) -> Loaded:
+    from zeroline import zoo
+
+    model = zoo.load(name)
+    labels = {str(label): int(index) for index, label in model.config.id2label.items()}
+    return Loaded(name, model, lambda image: zoo.preprocess(name, image), labels)
+
+
+def _examples() -> list[str]:
+    from zeroline import zoo
+
+    return [f"zoo:{name}" for name in zoo.MODELS]
+
+
+def _quiet() -> None:
+    """Loading bars and advice of other libraries do not belong between our lines."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
+    hub_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,87 @@
+"""What can be a site: every module that gives a tensor with the batch first, its shape, and whether it is a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zeroline.errors import ZerolineError
+from zeroline.model.inputs import Inputs
+from zeroline.model.places import matching
+from zeroline.model.question import ask
+from zeroline.model.state import untouched
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One possible site, spelled as ``--site`` takes it."""
+
+    site: str
+    kind: str
+    shape: tuple[int, ...]
+    is_cut: bool | None
+
+
+def sites(
+    model: nn.Module, inputs: Any, target: Any = "top", pattern: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> Iterator[Listed]:
+    """The floating-point inputs, then the modules in the order in which they finish (``pattern`` as in a site)."""
+    from zeroline.baseline import zeros
+
+    found = dict(_observed(model, inputs))
+    if pattern is not None:
+        kept = set(matching(model, pattern))
+        found = {site: what for site, what in found.items() if site.split("[")[0].split("#")[0] in kept}
+    for number, (site, (kind, shape)) in enumerate(found.items()):
+        try:
+            with ask(model, inputs, target=target, site=site, baseline=zeros()) as question:
+                cut = question.is_cut
+        except ZerolineError:
+            cut = None
+        if progress:
+            progress(number + 1, len(found))
+        yield Listed(site, kind, shape, cut)
+
+
+def _observed(model: nn.Module, inputs: Any) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
+    """(spelling, (module class, shape)) of every tensor that could be a site in one forward pass."""
+    seen: dict[str, tuple[str, tuple[int, ...]]] = {}
+    counts: dict[str, int] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def after(module: nn.Module, arguments: Any, output: Any) -> None:
+            call = counts[name] = counts.get(name, -1) + 1
+            suffix = f"#{call}" if call else ""
+            elements = [("", output)] if isinstance(output, Tensor) else [(f"[{k}]", v) for k, v in _items(output)]
+            tensors = [(k, v) for k, v in elements if _usable(v)]
+            for key, tensor in tensors:
+                spelled = f"{name}{key if len(tensors) > 1 else ''}{suffix}"
+                seen[spelled] = (type(module).__name__, tuple(tensor.shape))
+
+        return after
+
+    with untouched(model), torch.no_grad():
+        wanted = Inputs.of(model, inputs)
+
+        def _usable(value: Any) -> bool:
+            return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0 and value.shape[0] == wanted.batch
+
+        hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
+        try:
+            wanted.call(model)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    for name, tensor in wanted.floating().items():
+        yield f"input:{name}", ("input", tuple(tensor.shape))
+    yield from seen.items()
+
+
+def _items(output: Any) -> list[tuple[Any, Any]]:
+    if isinstance(output, dict):
+        return list(output.items())
+    return list(enumerate(output)) if isinstance(output, (tuple, list)) else []

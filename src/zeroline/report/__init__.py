@@ -1,0 +1,1 @@
+"""Pictures of records. Reads records, never models; records never draw themselves."""
