@@ -130,13 +130,13 @@ class Attribution:
             raise UsageError(f"sample {index} asked; the record has {size}")
         index %= size
         pick = slice(index, index + 1)
-        cut = {name: _optional(getattr(self, name), pick) for name in _PER_SAMPLE}
+        cut: dict[str, Any] = {name: _optional(getattr(self, name), pick) for name in _PER_SAMPLE}
         parts = {name: part[pick] for name, part in self.parts.items()}
         return replace(self, parts=parts, target=self.target[pick], stopped=self.stopped[pick], **cut)
 
     def to(self, device: torch.device | str) -> Attribution:
         """The record with its tensors on another device."""
-        moved = {name: _optional(getattr(self, name), lambda t: t.to(device)) for name in _PER_SAMPLE}
+        moved: dict[str, Any] = {name: _optional(getattr(self, name), lambda t: t.to(device)) for name in _PER_SAMPLE}
         return replace(self, parts={n: p.to(device) for n, p in self.parts.items()}, **moved)
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,9 +172,9 @@ class Attribution:
         from safetensors.torch import save_file
 
         path = Path(path)
-        tensors = {f"values/{name}": part.detach().cpu().clone() for name, part in self.parts.items()}
+        tensors = {f"values/{name}": _packed(part) for name, part in self.parts.items()}
         figures = {name: getattr(self, name) for name in _PER_SAMPLE}
-        tensors |= {name: figure.cpu().clone() for name, figure in figures.items() if figure is not None}
+        tensors |= {name: _packed(figure) for name, figure in figures.items() if figure is not None}
         record = {k: v for k, v in self.to_dict().items() if k not in _PER_SAMPLE}
         temporary = path.with_name(f".{path.name}.partial")
         try:
@@ -191,7 +191,7 @@ class Attribution:
         try:
             with safe_open(str(path), "pt") as file:
                 record = json.loads((file.metadata() or {})["zeroline"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except FileNotFoundError:
             raise LoadError(f"no file {str(path)!r}") from None
         except (SafetensorError, KeyError, ValueError, OSError) as problem:
@@ -200,15 +200,10 @@ class Attribution:
             raise LoadError(f"{str(path)!r} has format {record['format']}; this version reads {FORMAT}")
         parts = {name: tensors[f"values/{name}"] for name in record["shapes"]}
         model_class, _, weights = record["model"].rpartition("@")
+        known: dict[str, Any] = {name: tuple(record[name]) for name in ("target", "stopped", "substitutes")}
         plain = ("method", "site", "baseline", "forward_passes", "is_cut", "closure", "execution", "settings", "seed", "versions")
-        return cls(
-            parts=parts,
-            **{name: tuple(record[name]) for name in ("target", "stopped", "substitutes")},
-            **{name: record[name] for name in plain},
-            **{name: tensors.get(name) for name in _PER_SAMPLE},
-            model_class=model_class,
-            weights=weights,
-        )
+        known |= {name: record[name] for name in plain} | {name: tensors.get(name) for name in _PER_SAMPLE}
+        return cls(parts=parts, model_class=model_class, weights=weights, **known)
 
     def rows(self, sample: int = 0) -> list[tuple[str, str]]:
         """The figures of one sample in words, for tables: (label, value) pairs."""
@@ -262,6 +257,11 @@ def _optional(figure: Tensor | None, change: slice | Callable[[Tensor], Tensor])
     if figure is None:
         return None
     return figure[change] if isinstance(change, slice) else change(figure)
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """A copy of its own, on the CPU, as safetensors wants it."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _numbers(figure: Tensor | None) -> list[float | int | None] | None:

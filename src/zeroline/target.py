@@ -181,7 +181,7 @@ def sequence(token_ids: Sequence[int], start: int) -> TokenTarget:
 
 def output(function: Callable[[Any], Tensor], name: str | None = None) -> OutputTarget:
     """Any callable of the model's output: ``function(output) -> [batch]``."""
-    return OutputTarget(function, name or getattr(function, "__name__", type(function).__name__))
+    return OutputTarget(function, name or str(getattr(function, "__name__", type(function).__name__)))
 
 
 def as_target(target: Target | Classes | Callable[[Any], Tensor]) -> Target:

@@ -47,7 +47,8 @@ def explain(
     picture = open_image(image)
     chosen = baselines.by_name(baseline)
     loaded = load_model(model, trust_remote_code=trust_remote_code)
-    answer(loaded, loaded.preprocess(picture), method, read_target(target, loaded), site, chosen, asked, out, as_json=json_, grid=shape, prefix=prefix)
+    inputs, wanted = loaded.preprocess(picture), read_target(target, loaded)
+    answer(loaded, inputs, method, wanted, site, chosen, asked, out, as_json=json_, grid=shape, prefix=prefix)
 
 
 def answer(

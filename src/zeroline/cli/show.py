@@ -20,8 +20,8 @@ from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline, Normalisation
 from zeroline.errors import BaselineError, InputError, SiteError
 from zeroline.model import normalisation
+from zeroline.model.ask import reference_inputs
 from zeroline.model.loading import Loaded
-from zeroline.model.question import reference_inputs
 from zeroline.model.tokens import patch_grid
 from zeroline.report import figure
 

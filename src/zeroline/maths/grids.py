@@ -30,7 +30,8 @@ def as_map(values: Tensor, grid: tuple[int, int] | None = None, prefix: int | No
     height, width = grid
     prefix = count - height * width if prefix is None else prefix
     if prefix < 0 or count - prefix != height * width:
-        raise SiteError(f"a grid of {height} x {width} with {prefix} prefix tokens has {height * width + max(prefix, 0)} tokens; the site has {count}")
+        asked = f"a grid of {height} x {width} with {max(prefix, 0)} prefix tokens"
+        raise SiteError(f"{asked} has {height * width + max(prefix, 0)} tokens; the site has {count}")
     return tokens[:, prefix:].reshape(-1, height, width)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline
-from zeroline.model.question import ask
+from zeroline.model.ask import ask
 from zeroline.site import Site
 
 

@@ -22,7 +22,8 @@ from zeroline.errors import NotConvergedWarning, UsageError
 from zeroline.maths.adaptive import Path, Tolerance
 from zeroline.maths.closure import discrete_gradient
 from zeroline.maths.quadrature import coarse_weights, defects, rule, trapezoid_weights
-from zeroline.model.question import Features, Question, ask
+from zeroline.model.ask import ask
+from zeroline.model.question import Features, Question
 from zeroline.site import Site
 
 Progress = Callable[[int, int | None], None]
@@ -77,7 +78,6 @@ def integrated_gradients(
             parts, figures = _adaptive(question, tolerance, local_tolerance, max_evaluations, progress)
         else:
             parts, figures = _fixed(question, nodes, weights, path == "trapezoid", progress)
-        question.require_gradient()
         figures |= _closed(question, parts, closure) if closure else {"parts": parts}
         parts = figures.pop("parts")
         return question.answer(parts, method="integrated_gradients", settings=settings, **figures)
@@ -109,9 +109,7 @@ def _fixed(question: Question, nodes: Tensor, weights: Tensor, has_ends: bool, p
     return values, figures
 
 
-def _adaptive(
-    question: Question, tolerance: float, local_tolerance: float, most: int, progress: Progress | None
-) -> tuple[Features, dict[str, Any]]:
+def _adaptive(question: Question, tolerance: float, local_tolerance: float, most: int, progress: Progress | None) -> tuple[Features, dict[str, Any]]:
     """Each sample refines its own path; one pass serves what all of them want next."""
     resolution = torch.finfo(question.features[0].dtype).eps
     limits = Tolerance(tolerance, local_tolerance, most, resolution)

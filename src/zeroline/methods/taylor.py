@@ -17,8 +17,9 @@ from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline
 from zeroline.errors import GradientError, UsageError
 from zeroline.methods.gradient_x_input import gradient_x_input
+from zeroline.model.ask import ask
 from zeroline.model.places import run
-from zeroline.model.question import Features, Question, ask
+from zeroline.model.question import Features, Question
 from zeroline.site import Site
 
 
@@ -72,11 +73,9 @@ def _second_order(question: Question) -> Features:
     gradients = torch.autograd.grad(value.sum(), points, create_graph=True, materialize_grads=True)
     slope = torch.stack([(g * d).sum() for g, d in zip(gradients, question.steps)]).sum()
     try:
-        curved: Features
-        if slope.requires_grad:
-            curved = torch.autograd.grad(slope, points, materialize_grads=True)
-        else:  # f is linear in z: no curvature
-            curved = tuple(torch.zeros_like(z) for z in points)
+        linear = not slope.requires_grad
+        curved: Features = points if linear else torch.autograd.grad(slope, points, materialize_grads=True)
     except RuntimeError as problem:
         raise GradientError(f"taylor(order=2) needs a second derivative that the model lacks: {problem}") from None
-    return tuple((d * g - d * h / 2).detach() for d, g, h in zip(question.steps, gradients, curved))
+    bend = 0.0 if linear else 0.5
+    return tuple((d * g - bend * d * h).detach() for d, g, h in zip(question.steps, gradients, curved))

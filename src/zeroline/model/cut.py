@@ -28,7 +28,7 @@ def known(model: nn.Module, key: object) -> bool | None:
 
 def remember(model: nn.Module, key: object, answer: bool | None) -> None:
     if answer is not None:
-        _known[model] = {k: v for k, v in _known.get(model, {}).items()} | {(key, weights_version(model)): answer}
+        _known.setdefault(model, {})[(key, weights_version(model))] = answer
 
 
 def verdict(dtype: torch.dtype, f_x: Tensor, f_other: Tensor, f_mixed: Tensor) -> bool | None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from zeroline.errors import ZerolineError
+from zeroline.model.ask import ask
 from zeroline.model.inputs import Inputs
 from zeroline.model.places import matching
-from zeroline.model.question import ask
 from zeroline.model.state import untouched
 
 
@@ -57,19 +57,16 @@ def _observed(model: nn.Module, inputs: Any) -> Iterator[tuple[str, tuple[str, t
             call = counts[name] = counts.get(name, -1) + 1
             suffix = f"#{call}" if call else ""
             elements = [("", output)] if isinstance(output, Tensor) else [(f"[{k}]", v) for k, v in _items(output)]
-            tensors = [(k, v) for k, v in elements if _usable(v)]
+            tensors = [(k, v) for k, v in elements if isinstance(v, Tensor) and v.is_floating_point()]
             for key, tensor in tensors:
-                spelled = f"{name}{key if len(tensors) > 1 else ''}{suffix}"
-                seen[spelled] = (type(module).__name__, tuple(tensor.shape))
+                if tensor.ndim and tensor.shape[0] == wanted.batch:
+                    spelled = f"{name}{key if len(tensors) > 1 else ''}{suffix}"
+                    seen[spelled] = (type(module).__name__, tuple(tensor.shape))
 
         return after
 
     with untouched(model), torch.no_grad():
         wanted = Inputs.of(model, inputs)
-
-        def _usable(value: Any) -> bool:
-            return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0 and value.shape[0] == wanted.batch
-
         hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
         try:
             wanted.call(model)

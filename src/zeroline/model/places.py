@@ -131,7 +131,7 @@ def put(output: Any, key: int | str | None, tensor: Tensor) -> Any:
         return tensor
     if isinstance(output, tuple):
         items = [tensor if i == key else item for i, item in enumerate(output)]
-        return type(output)(*items) if hasattr(output, "_fields") else tuple(items)
+        return output._make(items) if hasattr(output, "_make") else tuple(items)
     changed = copy.copy(output)
     changed[key] = tensor
     return changed
@@ -159,7 +159,7 @@ def _one_match(model: nn.Module, pattern: str) -> str:
 def _name_of(model: nn.Module, module: nn.Module) -> str:
     for name, candidate in model.named_modules():
         if candidate is module:
-            return name
+            return str(name)
     raise SiteError(f"the module given as site ({type(module).__name__}) is not part of the model")
 
 

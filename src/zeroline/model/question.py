@@ -1,34 +1,29 @@
-"""One question put to one model: target, site and baseline resolved, outputs measured, gradients on request.
+"""One question put to one model: what ``ask`` hands to a method.
 
-Holds ``ask``, the only way methods reach a model. It answers what every method needs: the features z, the
-baseline features z0, f(x), f(do(z := z0)), f(x0), whether the site is a cut, the gradient at z, and values and
-gradients along the straight path. Which arithmetic is done with them is the method's business.
+Holds ``Question``: the features z, the baseline features z0, f(x), f(do(z := z0)), f(x0), whether the site is a cut,
+the gradient at z, and values and gradients along the straight path. How a question is posed is ``model.ask``;
+which arithmetic is done with the answers is the method's business.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from zeroline.attribution import Attribution, rounding
-from zeroline.baseline import Baseline, as_baseline
-from zeroline.errors import BaselineError, GradientError, InputError, NonFiniteError, SiteError, TargetError
-from zeroline.model import cut, identity, memory, normalisation
+from zeroline.baseline import Baseline
+from zeroline.errors import BaselineError, GradientError, InputError, NonFiniteError, TargetError
+from zeroline.model import identity, memory
 from zeroline.model.inputs import Inputs
-from zeroline.model.places import Place, resolve, run
-from zeroline.model.state import untouched
-from zeroline.model.suffix import Axes, Prefix, Shapes, Unsound
-from zeroline.site import as_site
-from zeroline.target import Target, as_target
+from zeroline.model.places import Place, run
+from zeroline.model.suffix import Prefix
+from zeroline.target import Target
 
 Features = tuple[Tensor, ...]
-_axes_known: WeakKeyDictionary[nn.Module, dict[object, Axes]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -83,7 +78,7 @@ class Question:
 
         def transform(i: int, tensor: Tensor) -> Tensor:
             seen[i] = tensor.detach().clone()
-            return tensor if features is None else _fit(features[i], tensor, self.places[i]).clone()
+            return tensor if features is None else fit(features[i], tensor, self.places[i]).clone()
 
         self.forward_passes += 1
         output = run(self.model, inputs, self.places, transform)
@@ -91,7 +86,7 @@ class Question:
 
     def read(self, output: Any, samples: Tensor, t: Tensor | None = None) -> Tensor:
         """f [rows] in float64, checked: one finite number per row."""
-        return _double(_checked(self.target.read(output, samples), samples, t))
+        return double(checked(self.target.read(output, samples), samples, t))
 
     def along(self, samples: Tensor, t: Tensor) -> Iterator[Nodes]:
         """Values and gradients at the path points ``z0 + t (z - z0)`` of ``samples``, a few rows per pass."""
@@ -118,7 +113,7 @@ class Question:
                 values, gradients = self._gradients(points, samples, t)
             self.rows_per_pass = memory.rows_that_fit(meter.bytes // len(samples), points[0].device)
         steps = tuple(d.index_select(0, samples.to(d.device)) for d in self.steps)
-        slopes = torch.stack([(_double(g) * _double(d)).flatten(1).sum(1) for g, d in zip(gradients, steps)]).sum(0)
+        slopes = torch.stack([(double(g) * double(d)).flatten(1).sum(1) for g, d in zip(gradients, steps)]).sum(0)
         return Nodes(samples, t, values, slopes, gradients)
 
     def _gradients(self, points: Features, samples: Tensor, t: Tensor) -> tuple[Tensor, Features]:
@@ -132,10 +127,11 @@ class Question:
         else:
             with self.prefix.replayed(samples):
                 output = run(self.model, self.inputs.rows(samples), self.places, transform)
-        value = _checked(self.target.read(output, samples), samples, t)
-        gradients, _ = differentiate(value, points)
-        _check_gradients(gradients, samples, t)
-        return _double(value.detach()), gradients
+        value = checked(self.target.read(output, samples), samples, t)
+        gradients, self.connected = differentiate(value, points)
+        self.require_gradient()
+        check_gradients(gradients, samples, t)
+        return double(value.detach()), gradients
 
     def require_gradient(self) -> None:
         """Raise where f differs between x and the baseline but has no gradient at the site."""
@@ -168,36 +164,6 @@ class Question:
         )
 
 
-@contextmanager
-def ask(
-    model: nn.Module,
-    inputs: Any,
-    *,
-    target: Any,
-    site: Any,
-    baseline: Any,
-    gradient: bool = False,
-    replay: bool = False,
-) -> Iterator[Question]:
-    """Put one question; inside the block the model is frozen, after it everything is as before.
-
-    ``gradient`` also gives df/dz at z, from the first pass. ``replay`` prepares suffix execution for many
-    evaluations along the path. Passes: one at x; one at x0 where the baseline is an input and the site is not;
-    one with the site replaced (spared where the site is known to be a cut); and, once per model and site, those
-    of the cut test.
-    """
-    with untouched(model):
-        wanted = Inputs.of(model, inputs)
-        places = resolve(model, wanted, as_site(site))
-        question = _at_x(model, wanted, places, as_target(target), as_baseline(baseline), gradient, replay)
-        _measure_baseline(question)
-        if question.prefix is not None:
-            _prove_suffix(question)
-        if gradient:
-            question.require_gradient()
-        yield question
-
-
 def differentiate(value: Tensor, points: Features) -> tuple[Features, bool]:
     """d value.sum() / d points; zeros, and False, where there is no connection."""
     if not value.requires_grad:
@@ -207,205 +173,7 @@ def differentiate(value: Tensor, points: Features) -> tuple[Features, bool]:
     return gradients, any(g is not None for g in found)
 
 
-def labels_of(model: nn.Module) -> Mapping[str, int]:
-    """Class names of the model, where its configuration has them."""
-    by_index = getattr(getattr(model, "config", None), "id2label", None) or {}
-    return {str(name): int(index) for index, name in by_index.items()}
-
-
-def _at_x(
-    model: nn.Module, inputs: Inputs, places: tuple[Place, ...], target: Target, baseline: Baseline, gradient: bool, replay: bool
-) -> Question:
-    """The pass at x: features, f(x), and where asked the gradient at z and the recording of the prefix."""
-    prefix = Prefix(model, places) if replay and inputs.repeatable else None
-    if prefix is not None and not prefix.modules:
-        prefix = None
-    leaves: dict[int, Tensor] = {}
-
-    def transform(i: int, tensor: Tensor) -> Tensor:
-        if prefix is not None:
-            prefix.reached()
-        if not tensor.is_floating_point():
-            raise SiteError(f"the tensor at {str(places[i])!r} holds integers ({tensor.dtype}); a site needs real numbers")
-        if tensor.ndim == 0 or tensor.shape[0] != inputs.batch:
-            raise SiteError(f"the tensor at {str(places[i])!r} is {tuple(tensor.shape)}; its first dimension must be the batch of {inputs.batch}")
-        leaves[i] = tensor.detach().clone().requires_grad_(gradient)
-        return leaves[i].clone()
-
-    execution = "full"
-    with torch.set_grad_enabled(gradient):
-        try:
-            if prefix is None:
-                output = run(model, inputs, places, transform)
-            else:
-                with prefix.recorded():
-                    output = run(model, inputs, places, transform)
-        except Unsound as reason:
-            prefix, execution = None, f"full: {reason}"
-            output = run(model, inputs, places, transform)
-    everyone = torch.arange(inputs.batch)
-    target = target.resolve(output, labels_of(model))
-    value = _checked(target.read(output, everyone), everyone, None)
-    points = tuple(leaves[i] for i in range(len(places)))
-    slopes, connected = differentiate(value, points) if gradient else (None, True)
-    if slopes is not None:
-        _check_gradients(slopes, everyone, torch.ones(inputs.batch))
-    question = Question(model, inputs, places, target, baseline, tuple(p.detach() for p in points), _double(value.detach()), slopes, connected)
-    question.prefix, question.execution = prefix, execution
-    question.forward_passes = 0 if gradient else 1
-    return question
-
-
-def _measure_baseline(question: Question) -> None:
-    """z0, f(do(z := z0)), f(x0) and whether the site is a cut."""
-    baseline, places = question.baseline, question.places
-    at_inputs = all(place.input for place in places)
-    other = None if baseline.at == "site" else _reference_inputs(question)
-    key = _signature(question)
-    known = True if at_inputs and baseline.inputs is None else cut.known(question.model, key) if key else None
-    if other is None or (at_inputs and baseline.inputs is None):
-        norm = normalisation.of(question.model) if baseline.at == "input" else None
-        source = other.named if other is not None else {}
-        question.baseline_features = tuple(
-            source[place.input] if place.input in source else baseline(z, norm) for place, z in zip(places, question.features)
-        )
-    else:
-        question.reference_output, question.baseline_features = question.forward(other, question.everyone(), None)
-        question.baseline_features = tuple(_fit(z0, z, p) for z0, z, p in zip(question.baseline_features, question.features, places))
-    if question.prefix is not None:
-        question.prefix.axes = _axes_known.get(question.model, {}).get(_axes_key(question))
-    if known is True and question.reference_output is not None and (question.prefix is None or question.prefix.axes is not None):
-        question.baseline_output = question.reference_output
-    else:
-        question.baseline_output = _do_baseline(question)
-    if at_inputs and baseline.inputs is None:
-        question.reference_output = question.baseline_output if _all_floating(question) or baseline.at == "input" else None
-    question.is_cut = known if known is not None else _test_cut(question, other, key)
-
-
-def _reference_inputs(question: Question) -> Inputs:
-    """x0: the complete inputs that the baseline stands for."""
-    baseline, inputs = question.baseline, question.inputs
-    if baseline.inputs is not None:
-        other = Inputs.of(question.model, baseline.inputs)
-        for name, tensor in inputs.tensors.items():
-            found = other.tensors.get(name)
-            if found is None or found.shape != tensor.shape:
-                shape = "nothing" if found is None else str(tuple(found.shape))
-                raise BaselineError(f"baseline {baseline.name!r} gives {shape} for input {name!r}; x has {tuple(tensor.shape)}")
-        return other
-    names = [place.input for place in question.places if place.input] or [_main_input(question)]
-    norm = normalisation.of(question.model)
-    return inputs.with_values({name: baseline(inputs.tensors[name], norm) for name in names})
-
-
-def reference_inputs(model: nn.Module, inputs: Any, baseline: Baseline) -> Mapping[str, Any]:
-    """The inputs x0 that an input baseline stands for (to show it as a picture)."""
-    known = Inputs.of(model, inputs)
-    place = Place(input=known.only_floating(_named_main(model, known)))
-    question = Question(model, known, (place,), as_target(0), baseline, (), torch.empty(0))
-    return _reference_inputs(question).named
-
-
-def _main_input(question: Question) -> str:
-    try:
-        return question.inputs.only_floating(_named_main(question.model, question.inputs))
-    except InputError:
-        if not question.inputs.floating():
-            message = "fills pixels or features, and the model's inputs are ids; use zl.baseline.of(other ids), or zeros() at the embedding"
-            raise BaselineError(f"baseline {question.baseline.name!r} {message}") from None
-        raise
-
-
-def _named_main(model: nn.Module, inputs: Inputs) -> str | None:
-    name = getattr(model, "main_input_name", None)
-    return name if name in inputs.floating() else None
-
-
-def _do_baseline(question: Question) -> Tensor:
-    """f(do(z := z0)) from a full run; one more row than the batch where the prefix' batch axes are to be found."""
-    samples = question.everyone()
-    prefix = question.prefix
-    if prefix is None or prefix.axes is not None:
-        return question.forward(question.inputs, samples, question.baseline_features)[0]
-    longer = torch.cat([samples, samples[:1]])
-    shapes: Shapes = {}
-    features = tuple(z0.index_select(0, longer.to(z0.device)) for z0 in question.baseline_features)
-    with prefix.measured(shapes):
-        values, _ = question.forward(question.inputs.rows(longer), longer, features)
-    try:
-        prefix.find_axes(shapes, question.batch, len(longer))
-    except Unsound as reason:
-        question.prefix, question.execution = None, f"full: {reason}"
-    else:
-        assert prefix.axes is not None
-        _axes_known.setdefault(question.model, {})[_axes_key(question)] = prefix.axes
-    return values[: question.batch]
-
-
-def _axes_key(question: Question) -> object:
-    names = tuple((n, tuple(t.shape[1:]), t.dtype) for n, t in question.inputs.tensors.items())
-    return (question.places, names, identity.weights_version(question.model))
-
-
-def _prove_suffix(question: Question) -> None:
-    """Compare the replayed model with the full run at t = 0; run everything where they differ."""
-    prefix = question.prefix
-    assert prefix is not None
-    samples = torch.cat([question.everyone(), torch.zeros(1, dtype=torch.long)])
-    features = tuple(z0.index_select(0, samples.to(z0.device)) for z0 in question.baseline_features)
-
-    def transform(i: int, tensor: Tensor) -> Tensor:
-        prefix.reached()
-        return features[i].clone()
-
-    truth = question.baseline_output[samples]
-    scale = (question.output - question.baseline_output).abs()[samples]
-    where = " + ".join(map(str, question.places))
-    try:
-        with torch.no_grad(), prefix.replayed(samples):
-            output = run(question.model, question.inputs.rows(samples), question.places, transform)
-        question.forward_passes += 1
-        off = (question.read(output, samples) - truth).abs()
-        if bool((off > 1e-4 * scale + rounding(features[0].dtype, truth, question.output[samples])).any()):
-            raise Unsound("replaying the modules before the site gives another output")
-    except (Unsound, RuntimeError, NonFiniteError) as reason:
-        question.prefix, question.execution = None, f"full: {reason}"
-    else:
-        question.execution = f"suffix after {where}"
-
-
-def _test_cut(question: Question, other: Inputs | None, key: object) -> bool | None:
-    """Run x0 (or a probe) with the site's features of x; see ``model.cut``."""
-    source = cut.probe(question.inputs) if other is None else other
-    f_other = question.reference_output if other is not None else None
-
-    def run_other(mixed: bool) -> Tensor:
-        return question.forward(source, question.everyone(), question.features if mixed else None)[0]
-
-    try:
-        answer = cut.test(question.features[0].dtype, question.output, run_other, f_other)
-    except (NonFiniteError, BaselineError):
-        return None
-    if key:
-        cut.remember(question.model, key, answer)
-    return answer
-
-
-def _signature(question: Question) -> object:
-    """What the answer of a cut test depends on; None where it may depend on more than can be named."""
-    kind = type(question.target).__name__
-    if kind == "OutputTarget":
-        return None
-    names = tuple((n, tuple(t.shape[1:]), t.dtype) for n, t in question.inputs.tensors.items())
-    return (question.places, names, kind)
-
-
-def _all_floating(question: Question) -> bool:
-    return {place.input for place in question.places} == set(question.inputs.floating())
-
-
-def _fit(features: Tensor, like: Tensor, place: Place) -> Tensor:
+def fit(features: Tensor, like: Tensor, place: Place) -> Tensor:
     if features.shape != like.shape:
         raise BaselineError(f"the baseline features at {str(place)!r} have shape {tuple(features.shape)}; those of x have {tuple(like.shape)}")
     return features
@@ -418,22 +186,23 @@ def _between(z0: Tensor, z: Tensor, samples: Tensor, t: Tensor) -> Tensor:
     return torch.lerp(z0.index_select(0, rows), z.index_select(0, rows), weight)
 
 
-def _double(tensor: Tensor) -> Tensor:
+def double(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
-def _checked(value: Tensor, samples: Tensor, t: Tensor | None) -> Tensor:
-    if value.shape != (len(samples),):
-        raise TargetError(f"the target gave shape {tuple(value.shape)} for {len(samples)} rows; it must give one number per sample: ({len(samples)},)")
+def checked(value: Tensor, samples: Tensor, t: Tensor | None) -> Tensor:
+    rows = len(samples)
+    if value.shape != (rows,):
+        raise TargetError(f"the target gave shape {tuple(value.shape)} for {rows} samples; it must give one number per sample: ({rows},)")
     if not value.is_floating_point():
         raise TargetError(f"the target gave {value.dtype}; it must give real numbers with a gradient")
     bad = (~value.detach().isfinite()).nonzero().flatten().tolist()
     if bad:
-        raise NonFiniteError(f"the target is {float(value[bad[0]])} at {_where(samples, t, bad[0])}")
+        raise NonFiniteError(f"the target is {value.detach()[bad[0]].item()} at {_where(samples, t, bad[0])}")
     return value
 
 
-def _check_gradients(gradients: Features, samples: Tensor, t: Tensor) -> None:
+def check_gradients(gradients: Features, samples: Tensor, t: Tensor) -> None:
     for gradient in gradients:
         bad = (~gradient.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         if bad:

@@ -75,9 +75,9 @@ class Prefix:
         with self._patched(note):
             yield
 
-    def find_axes(self, shapes: Shapes, batch: int, other: int) -> None:
+    def find_axes(self, shapes: Shapes, batch: int, other: int) -> Axes:
         """Which dimension of each recorded tensor is the batch, from its shapes at two batch sizes."""
-        self.axes = {key: _axes(key[0], _shapes(output), shapes.get(key, ()), batch, other) for key, output in self.outputs.items()}
+        return {key: _axes(key[0], _shapes(output), shapes.get(key, ()), batch, other) for key, output in self.outputs.items()}
 
     @contextmanager
     def replayed(self, samples: Tensor) -> Iterator[None]:
@@ -165,9 +165,7 @@ def _shapes(output: Any) -> tuple[torch.Size | None, ...]:
     return tuple(leaf.shape if isinstance(leaf, Tensor) else None for leaf in pytree.tree_leaves(output))
 
 
-def _axes(
-    name: str, shapes: tuple[torch.Size | None, ...], others: tuple[torch.Size | None, ...], batch: int, other: int
-) -> tuple[int | None, ...]:
+def _axes(name: str, shapes: tuple[torch.Size | None, ...], others: tuple[torch.Size | None, ...], batch: int, other: int) -> tuple[int | None, ...]:
     if len(shapes) != len(others):
         raise Unsound(f"{name!r} gives another number of tensors at another batch size")
     axes: list[int | None] = []

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zeroline.errors import InputError, NotFoundError
 from zeroline.zoo import digits_vit
@@ -66,7 +66,7 @@ def load(name: str) -> Any:
     """The trained model, in evaluation mode, on the CPU, in float32."""
     from safetensors.torch import load_file
 
-    model: nn.Module = _entry(name).build()
+    model = _entry(name).build()
     folder = _HERE / "models" / name
     model.load_state_dict(load_file(folder / "model.safetensors"))
     model.config._name_or_path = str(folder)  # where preprocessor_config.json is, as for any Hugging Face folder

@@ -7,6 +7,7 @@ is what made training take minutes; everything after it is transformers' own cod
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class Stem(nn.Module):
         super().__init__()
         channels = (3, 16, 32, 64)
         layers: list[nn.Module] = []
-        for inner, outer in zip(channels, channels[1:]):
+        for inner, outer in pairwise(channels):
             layers += [nn.Conv2d(inner, outer, 3, 2, 1, bias=False), nn.BatchNorm2d(outer), nn.ReLU()]
         self.convolutions = nn.Sequential(*layers)
         self.projection = nn.Conv2d(channels[-1], width, 1)

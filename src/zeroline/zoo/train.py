@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from zeroline.zoo import digits_vit
-from zeroline.zoo.photo_digits import PhotoDigits, Scene, Split
+from zeroline.zoo.photo_digits import SIDE, PhotoDigits, Scene, Split
 
 POOL = 24_000
 STEPS = (1_500, 5_000)  # phase 1, phase 2
@@ -42,7 +42,7 @@ def classes(scenes: list[Scene]) -> Tensor:
 
 def window(scenes: list[Scene], random: torch.Generator) -> Tensor:
     """Indices of the patch tokens in a jittered 5 x 5 window around each scene's digit: [n, 25]."""
-    grid = digits_vit.SIDE // digits_vit.PATCH
+    grid = SIDE // digits_vit.PATCH
     boxes = torch.tensor([s.objects[0].box for s in scenes]) / digits_vit.PATCH
     jitter = torch.rand(len(scenes), 2, generator=random) - 0.5
     centre = torch.stack([boxes[:, 0] + boxes[:, 2], boxes[:, 1] + boxes[:, 3]], 1) / 2
@@ -76,7 +76,7 @@ def accuracy(model: nn.Module, split: Split, seed: int, count: int, objects: int
     return sum(hits) / len(hits)
 
 
-def train_vit() -> nn.Module:
+def train_vit() -> Any:
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(0)
     model = digits_vit.build()
@@ -97,7 +97,7 @@ def train_vit() -> nn.Module:
         logits = forward_window(model, images, window(scenes, random)) if focused else model(images).logits
         loss = cross_entropy(logits, classes(scenes))
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         if (step + 1) % 500 == 0:

@@ -1,0 +1,41 @@
+# make demo   a picture of what a trained Vision Transformer based its answer on
+# make test   the whole test suite
+# make check  lint, types, import contracts, doctests
+# make bench  the tables of docs/performance.md
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/ready
+	$(BIN)/zeroline demo
+
+test: $(VENV)/ready-test
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --doctest-modules src/zeroline
+
+bench: $(VENV)/ready-test
+	$(BIN)/python benchmarks/integrated_gradients.py
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+# Packages for tests only go into a folder of their own: torchvision, which timm needs, may not match
+# the torch build here, and a torchvision that fails to import would take transformers down with it.
+$(VENV)/ready-test: $(VENV)/ready tests/packages.txt
+	$(PIP) --editable '.[test,dev]'
+	$(PIP) --no-deps --upgrade --target $(VENV)/test-only --requirement tests/packages.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) out

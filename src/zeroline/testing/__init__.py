@@ -1,0 +1,50 @@
+"""The conformance suite, public: run your own method through the laws that zeroline's methods keep.
+
+>>> from zeroline.methods import gradient_x_input
+>>> from zeroline.testing import check_method
+>>> len(check_method(gradient_x_input, toys=["linear"]))
+15
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zeroline.testing.laws import CASE_LAWS, METHOD_LAWS, Case, Method
+from zeroline.testing.toys import TOYS
+
+__all__ = ["ConformanceError", "check_method"]
+
+
+class ConformanceError(AssertionError):
+    """A method breaks a law; the message names the law, the toy model and the site."""
+
+
+def check_method(method: Method, *, tolerance: float | None = None, toys: Sequence[str] | None = None) -> list[str]:
+    """Run every law on every toy model and site; return what held, raise ConformanceError at the first breach.
+
+    Args:
+        method: ``method(model, inputs, *, target, site, baseline) -> Attribution``.
+        tolerance: the relative attribution error that the method claims; None where it claims none.
+        toys: names of toy models, default all (see ``zeroline.testing.toys.TOYS``).
+    """
+    held = []
+    for method_law in METHOD_LAWS:
+        _try(method_law.__name__, "its own model", lambda law=method_law: law(method))
+        held.append(method_law.__name__)
+    for toy in TOYS:
+        if toys is not None and toy.name not in toys:
+            continue
+        for site in toy.sites:
+            case = Case(method, toy, site, tolerance)
+            for law in CASE_LAWS:
+                _try(law.__name__, f"{toy.name} at {site or 'the input'}", lambda law=law, case=case: law(case))
+                held.append(f"{law.__name__}: {toy.name} at {site or 'the input'}")
+    return held
+
+
+def _try(law: str, where: str, check: object) -> None:
+    try:
+        check()  # type: ignore[operator]
+    except AssertionError as breach:
+        raise ConformanceError(f"{law.replace('_', ' ')}: broken on {where}{f': {breach}' if str(breach) else ''}") from breach

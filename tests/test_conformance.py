@@ -1,0 +1,72 @@
+"""Every method of METHODS keeps every law on every toy model; and a method that breaks one is caught."""
+
+import pytest
+import torch
+
+import zeroline as zl
+from zeroline.testing import ConformanceError, check_method
+from zeroline.testing.toys import TOYS
+
+CLAIMS = {"integrated_gradients": 0.0101}  # relative error claimed; the others claim none
+
+
+@pytest.mark.parametrize("toy", [toy.name for toy in TOYS])
+@pytest.mark.parametrize("name", sorted(zl.METHODS))
+def test_every_method_keeps_every_law(name, toy):
+    held = check_method(zl.METHODS[name], tolerance=CLAIMS.get(name), toys=[toy])
+    assert len(held) > 14
+
+
+@pytest.mark.parametrize("rule", ["gausslegendre", "midpoint", "trapezoid"])
+def test_fixed_paths_keep_the_laws_too(rule):
+    def method(model, inputs, **asked):
+        return zl.integrated_gradients(model, inputs, path=rule, n_steps=200, **asked)
+
+    check_method(method, tolerance=0.05, toys=["mlp", "transformer", "structured"])
+
+
+def test_a_closed_sum_keeps_the_laws_and_is_exact():
+    def method(model, inputs, **asked):
+        return zl.integrated_gradients(model, inputs, closure="discrete_gradient", tolerance=0.2, local_tolerance=1.0, **asked)
+
+    check_method(method, tolerance=1e-5, toys=["mlp", "transformer"])
+
+
+def _scaled(model, inputs, **asked):
+    from dataclasses import replace
+
+    found = zl.integrated_gradients(model, inputs, **asked)
+    return replace(found, parts={n: p * 1.5 for n, p in found.parts.items()})
+
+
+def _leaves_a_hook(model, inputs, **asked):
+    next(iter(model.modules())).register_forward_hook(lambda *_: None)
+    return zl.gradient_x_input(model, inputs, **asked)
+
+
+def _mixes_the_batch(model, inputs, **asked):
+    from dataclasses import replace
+
+    found = zl.gradient_x_input(model, inputs, **asked)
+    return replace(found, parts={n: p.mean(0, keepdim=True).expand_as(p) for n, p in found.parts.items()})
+
+
+def _draws_noise(model, inputs, **asked):
+    from dataclasses import replace
+
+    found = zl.gradient_x_input(model, inputs, **asked)
+    return replace(found, parts={n: p + 1e-3 * torch.randn_like(p) for n, p in found.parts.items()})
+
+
+@pytest.mark.parametrize(
+    ("method", "law"),
+    [
+        (_scaled, "closed form"),
+        (_leaves_a_hook, "left as it was"),
+        (_mixes_the_batch, "closed form|batch equals"),
+        (_draws_noise, "closed form|same answer"),
+    ],
+)
+def test_a_method_that_breaks_a_law_is_caught(method, law):
+    with pytest.raises(ConformanceError, match=law):
+        check_method(method, tolerance=0.02, toys=["mlp"])

@@ -1,0 +1,29 @@
+"""What the package exports, and what importing it loads."""
+
+import subprocess
+import sys
+
+import zeroline as zl
+
+
+def test_exports_are_sorted_and_exist():
+    assert zl.__all__ == sorted(zl.__all__, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    assert all(getattr(zl, name) is not None for name in zl.__all__)
+
+
+def test_importing_zeroline_loads_torch_and_the_standard_library_only():
+    code = """
+import sys, torch
+before = set(sys.modules)
+import zeroline
+new = {name.partition(".")[0] for name in set(sys.modules) - before} - {"zeroline", "torch"}
+print(sorted(new - sys.stdlib_module_names))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert found == "[]"
+
+
+def test_the_version_is_one():
+    from importlib.metadata import version
+
+    assert version("zeroline") == zl.__version__
