@@ -31,7 +31,9 @@ def smooth():
     return model, 2 * torch.randn(3, 5).double()
 
 
-@pytest.mark.parametrize(("path", "steps", "close"), [("gausslegendre", 30, 1e-9), ("midpoint", 300, 1e-4), ("trapezoid", 300, 1e-4), ("riemann", 3000, 1e-3)])
+@pytest.mark.parametrize(
+    ("path", "steps", "close"), [("gausslegendre", 30, 1e-9), ("midpoint", 300, 1e-4), ("trapezoid", 300, 1e-4), ("riemann", 3000, 1e-3)]
+)
 def test_fixed_rules_are_the_integral(smooth, path, steps, close):
     model, x = smooth
     found = zl.integrated_gradients(model, x, target=[0, 1, 2], baseline=X0, path=path, n_steps=steps)
@@ -150,7 +152,9 @@ def test_modules_before_the_site_do_not_run_along_the_path():
     counts = {0: 0, 1: 0}
     for i in (0, 1):
         model.blocks[i].mlp[0].register_forward_hook(lambda *_, i=i: counts.__setitem__(i, counts[i] + 1))
-    zl.integrated_gradients(model, x, target=0, site="blocks.0", baseline=zl.baseline.constant(0.1), path="midpoint", n_steps=20, internal_batch_size=1)
+    zl.integrated_gradients(
+        model, x, target=0, site="blocks.0", baseline=zl.baseline.constant(0.1), path="midpoint", n_steps=20, internal_batch_size=1
+    )
     assert counts[1] >= 20
     assert counts[0] <= 6
 

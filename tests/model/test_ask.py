@@ -23,7 +23,9 @@ def transformer():
     return Transformer().eval(), torch.randn(2, 5, 8)
 
 
-@pytest.mark.parametrize(("site", "is_cut"), [(None, True), ("blocks.0", True), ("blocks.1", True), ("head", True), ("blocks.0.mlp", False), ("blocks.1.norm1", False)])
+@pytest.mark.parametrize(
+    ("site", "is_cut"), [(None, True), ("blocks.0", True), ("blocks.1", True), ("head", True), ("blocks.0.mlp", False), ("blocks.1.norm1", False)]
+)
 @pytest.mark.parametrize("baseline", [zl.baseline.zeros(), zl.baseline.zeros(at="input"), zl.baseline.noise(1)], ids=lambda b: b.name)
 def test_a_cut_is_told_from_a_side_path(transformer, site, is_cut, baseline):
     model, x = transformer
@@ -58,8 +60,7 @@ def test_masks_are_part_of_the_other_input():
 
 
 def test_a_weight_that_changes_makes_the_cut_be_tested_again(transformer):
-    model, x = transformer
-    skip = nn.Module()
+    _, x = transformer
 
     class Skipping(nn.Module):
         def __init__(self):

@@ -1,0 +1,5 @@
+"""``python -m zeroline.cli``: the same as ``zeroline``."""
+
+from zeroline.cli import main
+
+main()
