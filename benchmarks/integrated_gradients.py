@@ -8,14 +8,15 @@ compared by their medians, so that a noisy machine disturbs both alike. *Bare* i
 from __future__ import annotations
 
 import argparse
+import gc
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,10 +72,7 @@ def captum_table(repeats: int) -> None:
     print("| site | zeroline / Captum | at most | held | largest difference of the values, relative |")
     print("|---|---|---|---|---|")
     for site, bound in (("vit.layers.10", 0.25), ("vit.layers.6", 0.70), (None, 1.05)):
-        if site is None:
-            method = IntegratedGradients(wrapped)
-        else:
-            method = LayerIntegratedGradients(wrapped, model.get_submodule(site))
+        method = LayerIntegratedGradients(wrapped, model.get_submodule(site)) if site else IntegratedGradients(wrapped)
 
         def theirs(method: Any = method) -> Tensor:
             values, _ = method.attribute(x, torch.zeros_like(x), target=target, n_steps=STEPS, return_convergence_delta=True)
@@ -126,33 +124,45 @@ def gradient_table(repeats: int) -> None:
         row(f"{site or 'the input'}, {baseline.name}", mine / least, 1.10, "")
 
 
-def memory_of(side: str) -> int:
-    """Growth of the peak resident memory, in bytes, of one side in a process of its own."""
+def memory_of(side: str) -> tuple[int, int]:
+    """Peak resident memory of one side in a process of its own, and how much of it the call added, in bytes."""
     command = [sys.executable, __file__, "--memory", side]
     found = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "MALLOC_ARENA_MAX": "1"})
-    return int(found.stdout.split()[-1])
+    peak, before = map(int, found.stdout.split()[-2:])
+    return peak, peak - before
 
 
 def measure_memory(side: str) -> None:
     model, x = vit_base(), torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        model(pixel_values=x)  # buffers that every run needs
+    site = None if side.endswith("input") else "vit.layers.6"
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
     if side.startswith("bare"):
-        site = None if side.endswith("input") else "vit.layers.6"
         bare(model, x, site)()
     else:
-        site = None if side.endswith("input") else "vit.layers.6"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            zl.integrated_gradients(model, x, target=3, site=site, baseline=zl.baseline.zeros(), internal_batch_size=1, max_evaluations=32)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            baseline = zl.baseline.zeros(at="input")
+            zl.integrated_gradients(model, x, target=3, site=site, baseline=baseline, internal_batch_size=1, max_evaluations=32)
+    print(resident("VmHWM"), before)
+
+
+def resident(which: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+    return int(line.split()[1]) * 1024
 
 
 def memory_table() -> None:
     print("\n## Peak resident memory of IG, internal_batch_size=1, over bare (ViT-Base, batch 1; each in a process of its own)\n")
-    print("| site | zeroline / bare | at most | held | bare |")
+    print("| site | zeroline / bare | at most | held | what the call added: bare, zeroline |")
     print("|---|---|---|---|---|")
     for site in ("input", "layer"):
-        least = memory_of(f"bare {site}")
-        row("the input" if site == "input" else "vit.layers.6", memory_of(f"zeroline {site}") / least, 1.20, f"{least / 2**20:.0f} MiB")
+        (least, added_bare), (mine, added) = memory_of(f"bare {site}"), memory_of(f"zeroline {site}")
+        detail = f"{added_bare / 2**20:.0f} MiB, {added / 2**20:.0f} MiB of {least / 2**20:.0f} MiB in all"
+        row("the input" if site == "input" else "vit.layers.6", mine / least, 1.20, detail)
 
 
 def exactness_table(images: int) -> None:
@@ -180,7 +190,8 @@ def exactness_table(images: int) -> None:
         values = captum.attribute(x, black, target=chosen, n_steps=steps, internal_batch_size=200)
         error = (values.double().flatten(1).sum(1) - found.difference).abs() / found.difference.abs()
         inside = int((error <= 0.01).sum())
-        print(f"| Captum, {steps} steps: within 1 %, median, worst | {inside} of {images}, {float(error.median()):.2%}, {float(error.max()):.2%} |", flush=True)
+        spread = f"{float(error.median()):.2%}, {float(error.max()):.2%}"
+        print(f"| Captum, {steps} steps: within 1 %, median, worst | {inside} of {images}, {spread} |", flush=True)
         if inside == images:
             break
 
@@ -189,16 +200,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--only", choices=["exactness", "memory", "gradient", "captum"])
     parser.add_argument("--memory", default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     if arguments.memory:
         measure_memory(arguments.memory)
         return
-    exactness_table(arguments.images)
-    memory_table()
-    gradient_table(arguments.repeats)
-    captum_table(arguments.repeats)
+    tables = {
+        "exactness": lambda: exactness_table(arguments.images),
+        "memory": memory_table,
+        "gradient": lambda: gradient_table(arguments.repeats),
+        "captum": lambda: captum_table(arguments.repeats),
+    }
+    for name, table in tables.items():
+        if arguments.only in (None, name):
+            table()
 
 
 if __name__ == "__main__":

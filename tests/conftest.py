@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are small, and threads that wait for each other are slower than one
 
 _ONLY = Path(sys.prefix) / "test-only"  # see the Makefile
 if _ONLY.is_dir() and str(_ONLY) not in sys.path:

@@ -20,6 +20,7 @@ from types import ModuleType
 from zeroline import baseline, errors, site, target
 from zeroline.attribution import Attribution
 from zeroline.methods import METHODS, gradient_x_input, integrated_gradients, taylor
+from zeroline.model.listing import sites
 from zeroline.target import contrast, logit, top
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "integrated_gradients",
     "logit",
     "site",
+    "sites",
     "target",
     "taylor",
     "top",

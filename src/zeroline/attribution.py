@@ -24,7 +24,7 @@ from zeroline.errors import LoadError, SiteError, UsageError
 
 FORMAT = 1
 UNDEFINED = "the difference is within the rounding of the two outputs: the target does not tell x from this baseline"
-_RESOLUTION = 8  # a difference below this many units in the last place of the outputs is rounding
+_UNITS = 8  # a difference below this many units in the last place of the outputs is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,7 @@ class Attribution:
     ``reference_output`` f(x0) where the baseline is an input; ``local_error`` sum of |segment defects|
     (bounds |error|, cannot cancel between segments); ``map_error`` |a_fine - a_coarse|_1 / |a_fine|_1;
     ``raw_error`` the error before ``closure``; ``evaluations`` gradient evaluations (int64).
+    ``resolution`` is the relative rounding of f: the epsilon of the coarser of the dtypes of features and output.
     ``forward_passes`` counts the model's runs of the whole call, batches counted once, gradients excluded.
     What a method does not know is None.
     """
@@ -49,6 +50,7 @@ class Attribution:
     evaluations: Tensor
     forward_passes: int
     is_cut: bool | None
+    resolution: float
     reference_output: Tensor | None = None
     local_error: Tensor | None = None
     map_error: Tensor | None = None
@@ -103,8 +105,7 @@ class Attribution:
     @property
     def is_defined(self) -> Tensor:
         """Per sample: is |D| above the rounding of f(x) and f(do)? [batch], bool."""
-        dtype = next(iter(self.parts.values())).dtype
-        return self.difference.abs() > rounding(dtype, self.output, self.baseline_output)
+        return self.difference.abs() > rounding(self.resolution, self.output, self.baseline_output)
 
     @property
     def model_id(self) -> str:
@@ -156,6 +157,7 @@ class Attribution:
             "relative_error_reason": self.relative_error_reason,
             "forward_passes": self.forward_passes,
             "is_cut": self.is_cut,
+            "resolution": self.resolution,
             "closure": self.closure,
             "stopped": list(self.stopped),
             "execution": self.execution,
@@ -201,7 +203,7 @@ class Attribution:
         parts = {name: tensors[f"values/{name}"] for name in record["shapes"]}
         model_class, _, weights = record["model"].rpartition("@")
         known: dict[str, Any] = {name: tuple(record[name]) for name in ("target", "stopped", "substitutes")}
-        plain = ("method", "site", "baseline", "forward_passes", "is_cut", "closure", "execution", "settings", "seed", "versions")
+        plain = ("method", "site", "baseline", "forward_passes", "is_cut", "resolution", "closure", "execution", "settings", "seed", "versions")
         known |= {name: record[name] for name in plain} | {name: tensors.get(name) for name in _PER_SAMPLE}
         return cls(parts=parts, model_class=model_class, weights=weights, **known)
 
@@ -247,10 +249,10 @@ class Attribution:
 _PER_SAMPLE = ("output", "baseline_output", "reference_output", "local_error", "map_error", "raw_error", "evaluations")
 
 
-def rounding(dtype: torch.dtype, *outputs: Tensor) -> Tensor:
-    """A few units in the last place of the largest of the outputs, per sample: what float ``dtype`` cannot tell."""
+def rounding(resolution: float, *outputs: Tensor) -> Tensor:
+    """A few units in the last place of the largest of the outputs, per sample: what cannot be told apart."""
     largest = torch.stack([output.abs() for output in outputs]).amax(0)
-    return _RESOLUTION * torch.finfo(dtype).eps * largest
+    return _UNITS * resolution * largest
 
 
 def _optional(figure: Tensor | None, change: slice | Callable[[Tensor], Tensor]) -> Tensor | None:

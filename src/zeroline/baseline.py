@@ -42,16 +42,16 @@ Fill = Callable[[Tensor, Normalisation | None], Tensor]
 class Baseline:
     """A named way to make baseline features.
 
-    ``fill(features, normalisation)`` gives a tensor of the same shape as ``features``. ``inputs`` is set
-    for ``of(...)`` only: another complete set of model inputs. ``needs_normalisation`` says that ``fill``
-    speaks of pixels and must know how the model's preprocessing maps them.
+    ``fill(features, normalisation)`` gives a tensor of the same shape as ``features``; the normalisation is None at a
+    layer, or where the model does not say what it is. ``inputs`` is set for ``of(...)`` only: another complete set of
+    model inputs. ``seed`` is set where numbers are drawn.
     """
 
     name: str
     at: At
     fill: Fill
     inputs: Any = None
-    needs_normalisation: bool = False
+    seed: int | None = None
 
     def __call__(self, features: Tensor, normalisation: Normalisation | None = None) -> Tensor:
         """Baseline features for ``features``, checked for shape, dtype and finite values."""
@@ -95,7 +95,7 @@ def black(mean: Sequence[float] | None = None, std: Sequence[float] | None = Non
             )
         return known.of(0.0, pixels)
 
-    return Baseline("black", "input", fill, needs_normalisation=given is None)
+    return Baseline("black", "input", fill)
 
 
 def mean(*, at: At = "input") -> Baseline:
@@ -142,7 +142,7 @@ def noise(seed: int = 0, low: float = 0.0, high: float = 1.0, *, at: At = "input
             drawn = zero + (one - zero) * drawn
         return drawn.expand_as(features).clone()
 
-    return Baseline(_named(f"noise(seed={seed}, {low:g} to {high:g})", at, "input"), at, fill)
+    return Baseline(_named(f"noise(seed={seed}, {low:g} to {high:g})", at, "input"), at, fill, seed=seed)
 
 
 def tensor(values: Tensor, *, at: At = "site", name: str = "given tensor") -> Baseline:
@@ -182,7 +182,10 @@ def by_name(text: str) -> Baseline:
         raise BaselineError(f"cannot read the baseline {text!r}; e.g. black, zeros, blur(8), constant(0.5), noise(0), mean") from None
 
 
-def as_baseline(baseline: Baseline | Tensor) -> Baseline:
+BaselineLike = Baseline | Tensor
+
+
+def as_baseline(baseline: BaselineLike) -> Baseline:
     """The baseline that a user's argument means: a tensor is itself, at the site."""
     if isinstance(baseline, Baseline):
         return baseline

@@ -100,7 +100,10 @@ def joint(*sites: Site | str | nn.Module) -> Site:
     return Site("joint", joint=tuple(as_site(site) for site in sites))
 
 
-def as_site(site: Site | str | nn.Module | None) -> Site:
+SiteLike = Site | str | nn.Module | None
+
+
+def as_site(site: SiteLike) -> Site:
     """The site that a user's argument means: None is the input."""
     if site is None:
         return Site("input")

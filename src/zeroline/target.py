@@ -184,7 +184,10 @@ def output(function: Callable[[Any], Tensor], name: str | None = None) -> Output
     return OutputTarget(function, name or str(getattr(function, "__name__", type(function).__name__)))
 
 
-def as_target(target: Target | Classes | Callable[[Any], Tensor]) -> Target:
+TargetLike = Target | Classes | Callable[[Any], Tensor]
+
+
+def as_target(target: TargetLike) -> Target:
     """The target that a user's argument means: a class is its logit, a callable reads the output."""
     if isinstance(target, Target):
         return target

@@ -277,3 +277,44 @@ def test_hooks_of_the_caller_see_what_they_saw_and_act_as_they_did(transformer):
     assert torch.allclose(found.output, bare, atol=1e-6)
     assert torch.allclose(found.reference_output, found.baseline_output, atol=1e-5)
     assert found.execution == "suffix after blocks.1"
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(nn.functional.dropout(x, 0.5))  # training=True is this function's default
+
+
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(x - x.mean(0, keepdim=True)) + x.std()
+
+
+@pytest.mark.parametrize("build", [Noisy, Centred])
+def test_a_model_that_answers_at_random_or_mixes_samples_is_refused(build):
+    torch.manual_seed(0)
+    with pytest.raises(zl.errors.ModelStateError, match="draws random numbers or mixes the samples"):
+        zl.integrated_gradients(build(), torch.randn(3, 4), target=0, baseline=zl.baseline.constant(0.5))
+
+
+def test_the_rounding_is_that_of_the_coarser_of_features_and_output():
+    class Half(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.bfloat16())
+
+    found = zl.gradient_x_input(Half(4, 2).bfloat16(), torch.randn(1, 4), target=0, baseline=zl.baseline.zeros())
+    assert found.values.dtype == torch.float32
+    assert found.resolution == torch.finfo(torch.bfloat16).eps
+
+
+def test_the_seed_of_a_drawn_baseline_is_in_the_record():
+    model, x = nn.Linear(4, 2), torch.randn(1, 4)
+    assert zl.gradient_x_input(model, x, target=0, baseline=zl.baseline.noise(7)).seed == 7
+    assert zl.gradient_x_input(model, x, target=0, baseline=zl.baseline.zeros()).seed is None

@@ -25,7 +25,7 @@ def sites(
     loaded = load_model(model, trust_remote_code=trust_remote_code)
     picture = open_image(image) if image is not None else _pattern()
     with show.progress("sites") as report:
-        found = list(list_sites(loaded.model, loaded.preprocess(picture), pattern=match, progress=report))
+        found = list(list_sites(loaded.model, loaded.preprocess(picture), match=match, progress=report))
     if json_:
         print(json.dumps([{"site": s.site, "kind": s.kind, "shape": s.shape, "is_cut": s.is_cut} for s in found], indent=2))
         return

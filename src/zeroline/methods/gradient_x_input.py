@@ -10,17 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zeroline.attribution import Attribution
-from zeroline.baseline import Baseline
+from zeroline.baseline import BaselineLike
 from zeroline.model.ask import ask
-from zeroline.site import Site
+from zeroline.site import SiteLike
+from zeroline.target import TargetLike
 
 
-def gradient_x_input(
-    model: nn.Module, inputs: Any, *, target: Any, site: Site | str | nn.Module | None = None, baseline: Baseline | Tensor
-) -> Attribution:
+def gradient_x_input(model: nn.Module, inputs: Any, *, target: TargetLike, site: SiteLike = None, baseline: BaselineLike) -> Attribution:
     """Step from the baseline times gradient at the features.
 
     Args:

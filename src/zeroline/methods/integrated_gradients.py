@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from zeroline.attribution import Attribution
-from zeroline.baseline import Baseline
+from zeroline.baseline import BaselineLike
 from zeroline.errors import NotConvergedWarning, UsageError
 from zeroline.maths.adaptive import Path, Tolerance
 from zeroline.maths.closure import discrete_gradient
 from zeroline.maths.quadrature import coarse_weights, defects, rule, trapezoid_weights
 from zeroline.model.ask import ask
 from zeroline.model.question import Features, Question
-from zeroline.site import Site
+from zeroline.site import SiteLike
+from zeroline.target import TargetLike
 
 Progress = Callable[[int, int | None], None]
 
@@ -33,9 +34,9 @@ def integrated_gradients(
     model: nn.Module,
     inputs: Any,
     *,
-    target: Any,
-    site: Site | str | nn.Module | None = None,
-    baseline: Baseline | Tensor,
+    target: TargetLike,
+    site: SiteLike = None,
+    baseline: BaselineLike,
     path: str = "adaptive",
     n_steps: int = 50,
     tolerance: float = 0.01,
@@ -111,8 +112,7 @@ def _fixed(question: Question, nodes: Tensor, weights: Tensor, has_ends: bool, p
 
 def _adaptive(question: Question, tolerance: float, local_tolerance: float, most: int, progress: Progress | None) -> tuple[Features, dict[str, Any]]:
     """Each sample refines its own path; one pass serves what all of them want next."""
-    resolution = torch.finfo(question.features[0].dtype).eps
-    limits = Tolerance(tolerance, local_tolerance, most, resolution)
+    limits = Tolerance(tolerance, local_tolerance, most, question.resolution)
     paths = [Path(limits, float(d)) for d in question.output - question.baseline_output]
     kept: list[dict[float, Features]] = [{} for _ in paths]
     done = 0

@@ -7,29 +7,31 @@ the step: ``a = (z - z0) * g(z) - 1/2 (z - z0) * H(z)(z - z0)``, with one Hessia
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zeroline.attribution import Attribution
-from zeroline.baseline import Baseline
+from zeroline.baseline import BaselineLike
 from zeroline.errors import GradientError, UsageError
 from zeroline.methods.gradient_x_input import gradient_x_input
 from zeroline.model.ask import ask
 from zeroline.model.places import run
 from zeroline.model.question import Features, Question
-from zeroline.site import Site
+from zeroline.site import SiteLike
+from zeroline.target import TargetLike
 
 
 def taylor(
     model: nn.Module,
     inputs: Any,
     *,
-    target: Any,
-    site: Site | str | nn.Module | None = None,
-    baseline: Baseline | Tensor,
+    target: TargetLike,
+    site: SiteLike = None,
+    baseline: BaselineLike,
     order: int = 2,
 ) -> Attribution:
     """Taylor expansion of f about the features z, evaluated at the baseline.
@@ -49,8 +51,6 @@ def taylor(
         And as ``gradient_x_input``.
     """
     if order == 1:
-        from dataclasses import replace
-
         first = gradient_x_input(model, inputs, target=target, site=site, baseline=baseline)
         return replace(first, method="taylor", settings={"order": 1})
     if order != 2:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroline.attribution import rounding
-from zeroline.baseline import Baseline, as_baseline
+from zeroline.baseline import Baseline, BaselineLike, as_baseline
 from zeroline.errors import BaselineError, InputError, NonFiniteError, SiteError
 from zeroline.model import cut, identity, normalisation
 from zeroline.model.inputs import Inputs
@@ -23,8 +23,8 @@ from zeroline.model.places import Place, resolve, run
 from zeroline.model.question import Question, check_gradients, checked, differentiate, double, fit
 from zeroline.model.state import untouched
 from zeroline.model.suffix import Axes, Prefix, Shapes, Unsound
-from zeroline.site import as_site
-from zeroline.target import Target, as_target
+from zeroline.site import SiteLike, as_site
+from zeroline.target import Target, TargetLike, as_target
 
 _axes_known: WeakKeyDictionary[nn.Module, dict[object, Axes]] = WeakKeyDictionary()
 
@@ -34,9 +34,9 @@ def ask(
     model: nn.Module,
     inputs: Any,
     *,
-    target: Any,
-    site: Any,
-    baseline: Any,
+    target: TargetLike,
+    site: SiteLike,
+    baseline: BaselineLike,
     gradient: bool = False,
     replay: bool = False,
 ) -> Iterator[Question]:
@@ -97,10 +97,11 @@ def _at_x(model: nn.Module, inputs: Inputs, places: tuple[Place, ...], target: T
     target = target.resolve(output, labels_of(model))
     value = checked(target.read(output, everyone), everyone, None)
     points = tuple(leaves[i] for i in range(len(places)))
+    resolution = max(torch.finfo(tensor.dtype).eps for tensor in (value, *points))
     slopes, connected = differentiate(value, points) if gradient else (None, True)
     if slopes is not None:
         check_gradients(slopes, everyone, torch.ones(inputs.batch))
-    question = Question(model, inputs, places, target, baseline, tuple(p.detach() for p in points), double(value.detach()), slopes, connected)
+    question = Question(model, inputs, places, target, baseline, tuple(p.detach() for p in points), double(value), resolution, slopes, connected)
     question.prefix, question.execution = prefix, execution
     question.forward_passes = 0 if gradient else 1
     return question
@@ -153,7 +154,7 @@ def reference_inputs(model: nn.Module, inputs: Any, baseline: Baseline) -> Mappi
     """The inputs x0 that an input baseline stands for (to show it as a picture)."""
     known = Inputs.of(model, inputs)
     place = Place(input=known.only_floating(_named_main(model, known)))
-    question = Question(model, known, (place,), as_target(0), baseline, (), torch.empty(0))
+    question = Question(model, known, (place,), as_target(0), baseline, (), torch.empty(0), 0.0)
     return _reference_inputs(question).named
 
 
@@ -216,7 +217,7 @@ def _prove_suffix(question: Question) -> None:
             output = run(question.model, question.inputs.rows(samples), question.places, transform)
         question.forward_passes += 1
         off = (question.read(output, samples) - truth).abs()
-        if bool((off > 1e-4 * scale + rounding(features[0].dtype, truth, question.output[samples])).any()):
+        if bool((off > 1e-4 * scale + rounding(question.resolution, truth, question.output[samples])).any()):
             raise Unsound("replaying the modules before the site gives another output")
     except (Unsound, RuntimeError, NonFiniteError) as reason:
         question.prefix, question.execution = None, f"full: {reason}"
@@ -233,7 +234,7 @@ def _test_cut(question: Question, other: Inputs | None, key: object) -> bool | N
         return question.forward(source, question.everyone(), question.features if mixed else None)[0]
 
     try:
-        answer = cut.test(question.features[0].dtype, question.output, run_other, f_other)
+        answer = cut.test(question.resolution, question.output, run_other, f_other)
     except (NonFiniteError, BaselineError):
         return None
     if key:

@@ -31,9 +31,9 @@ def remember(model: nn.Module, key: object, answer: bool | None) -> None:
         _known.setdefault(model, {})[(key, weights_version(model))] = answer
 
 
-def verdict(dtype: torch.dtype, f_x: Tensor, f_other: Tensor, f_mixed: Tensor) -> bool | None:
+def verdict(resolution: float, f_x: Tensor, f_other: Tensor, f_mixed: Tensor) -> bool | None:
     """From f(x), f(x0) and f(x0 with the site's features of x): a cut, not one, or None where f cannot tell."""
-    noise = rounding(dtype, f_x, f_other, f_mixed)
+    noise = rounding(resolution, f_x, f_other, f_mixed)
     tells = (f_x - f_other).abs() > 4 * noise
     same = (f_mixed - f_x).abs() <= noise + _SLACK * (f_x - f_other).abs()
     if not bool(same.all()):
@@ -51,14 +51,14 @@ def probe(inputs: Inputs) -> Inputs:
     return inputs.with_values({**reversed_ids, **moved})
 
 
-def test(dtype: torch.dtype, f_x: Tensor, run_other: Callable[[bool], Tensor], f_other: Tensor | None) -> bool | None:
+def test(resolution: float, f_x: Tensor, run_other: Callable[[bool], Tensor], f_other: Tensor | None) -> bool | None:
     """``run_other(mixed)`` gives f on the other input, with the site's features of x where ``mixed``."""
     f_mixed = run_other(True)
     if f_other is None:
-        if bool(((f_mixed - f_x).abs() > _SLACK * f_x.abs() + rounding(dtype, f_x, f_mixed)).any()):
+        if bool(((f_mixed - f_x).abs() > _SLACK * f_x.abs() + rounding(resolution, f_x, f_mixed)).any()):
             return False
         f_other = run_other(False)
-    return verdict(dtype, f_x, f_other, f_mixed)
+    return verdict(resolution, f_x, f_other, f_mixed)
 
 
 def _is_range(tensor: Tensor) -> bool:

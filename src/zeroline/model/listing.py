@@ -14,6 +14,7 @@ from zeroline.model.ask import ask
 from zeroline.model.inputs import Inputs
 from zeroline.model.places import matching
 from zeroline.model.state import untouched
+from zeroline.target import TargetLike
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,18 @@ class Listed:
 
 
 def sites(
-    model: nn.Module, inputs: Any, target: Any = "top", pattern: str | None = None, progress: Callable[[int, int], None] | None = None
+    model: nn.Module, inputs: Any, *, target: TargetLike = "top", match: str | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Listed]:
-    """The floating-point inputs, then the modules in the order in which they finish (``pattern`` as in a site)."""
+    """What can be a site: the floating-point inputs, then the modules in the order in which they finish.
+
+    ``match`` narrows the modules by dotted name (``"encoder.layer.*"``). Each is tested for being a cut, which takes a
+    few forward passes; hence an iterator, and ``progress(done, in all)``.
+    """
     from zeroline.baseline import zeros
 
     found = dict(_observed(model, inputs))
-    if pattern is not None:
-        kept = set(matching(model, pattern))
+    if match is not None:
+        kept = set(matching(model, match))
         found = {site: what for site, what in found.items() if site.split("[")[0].split("#")[0] in kept}
     for number, (site, (kind, shape)) in enumerate(found.items()):
         try:

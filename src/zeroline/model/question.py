@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zeroline.attribution import Attribution, rounding
 from zeroline.baseline import Baseline
-from zeroline.errors import BaselineError, GradientError, InputError, NonFiniteError, TargetError
+from zeroline.errors import BaselineError, GradientError, InputError, ModelStateError, NonFiniteError, TargetError
 from zeroline.model import identity, memory
 from zeroline.model.inputs import Inputs
 from zeroline.model.places import Place, run
@@ -48,6 +48,7 @@ class Question:
     baseline: Baseline
     features: Features
     output: Tensor
+    resolution: float
     gradient: Features | None = None
     connected: bool = True
     baseline_features: Features = ()
@@ -112,6 +113,7 @@ class Question:
             with meter.running():
                 values, gradients = self._gradients(points, samples, t)
             self.rows_per_pass = memory.rows_that_fit(meter.bytes // len(samples), points[0].device)
+        self._require_same_model(values, samples, t)
         steps = tuple(d.index_select(0, samples.to(d.device)) for d in self.steps)
         slopes = torch.stack([(double(g) * double(d)).flatten(1).sum(1) for g, d in zip(gradients, steps)]).sum(0)
         return Nodes(samples, t, values, slopes, gradients)
@@ -133,9 +135,19 @@ class Question:
         check_gradients(gradients, samples, t)
         return double(value.detach()), gradients
 
+    def _require_same_model(self, values: Tensor, samples: Tensor, t: Tensor) -> None:
+        """Raise where the ends of a path, run among other points, are not what the model gave at x and at the baseline."""
+        for end, truth in ((0.0, self.baseline_output), (1.0, self.output)):
+            for row in (t == end).nonzero().flatten().tolist():
+                b = int(samples[row])
+                allowed = 0.05 * float((self.output[b] - self.baseline_output[b]).abs()) + float(rounding(self.resolution, truth[b : b + 1])) + 1e-12
+                if abs(float(values[row]) - float(truth[b])) > allowed:
+                    found = f"{float(truth[b]):.6g} in its own batch and {float(values[row]):.6g} among {len(t)} path points"
+                    raise ModelStateError(f"sample {b} gets {found}: the model draws random numbers or mixes the samples of a batch")
+
     def require_gradient(self) -> None:
         """Raise where f differs between x and the baseline but has no gradient at the site."""
-        moved = (self.output - self.baseline_output).abs() > rounding(self.features[0].dtype, self.output, self.baseline_output)
+        moved = (self.output - self.baseline_output).abs() > rounding(self.resolution, self.output, self.baseline_output)
         if not self.connected and bool(moved.any()):
             where = " + ".join(map(str, self.places))
             raise GradientError(f"the target changes with {where!r} but has no gradient there: something after the site detaches, rounds or indexes")
@@ -155,6 +167,8 @@ class Question:
             evaluations=evaluations,
             forward_passes=self.forward_passes,
             is_cut=self.is_cut,
+            resolution=self.resolution,
+            seed=self.baseline.seed,
             execution=self.execution,
             settings=dict(settings),
             versions=identity.versions(),
@@ -206,7 +220,9 @@ def check_gradients(gradients: Features, samples: Tensor, t: Tensor) -> None:
     for gradient in gradients:
         bad = (~gradient.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         if bad:
-            raise NonFiniteError(f"the gradient is not finite at {_where(samples, t, bad[0])}")
+            at_baseline = "; features that are all zero are singular for a LayerNorm: try a baseline at the input, or a path without its ends"
+            hint = at_baseline if float(t[bad[0]]) == 0 else ""
+            raise NonFiniteError(f"the gradient is not finite at {_where(samples, t, bad[0])}{hint}")
 
 
 def _where(samples: Tensor, t: Tensor | None, row: int) -> str:

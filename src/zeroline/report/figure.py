@@ -95,7 +95,7 @@ def figure(attribution: Attribution, view: View, *, sample: int = 0, title: str 
     one = attribution.sample(sample)
     drawn = Figure(figsize=(13.2, 4.1), dpi=130, facecolor="white", layout="constrained")
     axes = drawn.subplots(1, 4)
-    headline = title or f"What the {one.target[0]} is based on, measured from: {one.baseline}"
+    headline = title or f"What the {one.target[0]} is based on, measured from the {one.baseline} baseline"
     drawn.suptitle(headline, fontsize=13, fontweight="bold")
     axes[0].imshow(view.photograph)
     axes[0].set_title(f"image x: f = {float(one.output[0]):.3g}", fontsize=11)
@@ -108,7 +108,8 @@ def figure(attribution: Attribution, view: View, *, sample: int = 0, title: str 
     bar.ax.tick_params(labelsize=7)
     axes[3].imshow(overlay(view))
     side = cells(view.heat)[1]
-    axes[3].set_title(f"sums over {side} x {side} cells: red for, blue against" if side > 1 else "red for, blue against", fontsize=11)
+    axes[3].set_title(f"sums over {side} x {side} pixels" if side > 1 else "over the image", fontsize=11)
+    axes[3].set_xlabel("red: for, blue: against", fontsize=9)
     for axis in axes:
         axis.set_xticks([])
         axis.set_yticks([])

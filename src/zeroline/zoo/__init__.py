@@ -7,7 +7,7 @@ model card; ``zeroline.zoo.train`` makes them again from seeds.
 >>> model = zoo.load("digits-vit")
 >>> first = zoo.samples("digits-vit")[0]
 >>> model.config.id2label[int(model(**first.inputs).logits.argmax())], first.caption
-('three', 'a yellow three')
+('seven', 'a cyan seven')
 """
 
 from __future__ import annotations

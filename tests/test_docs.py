@@ -1,0 +1,56 @@
+"""README and docs say what happens: their examples run, and print what is shown."""
+
+import io
+import re
+import shlex
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from zeroline import zoo
+from zeroline.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def without_the_last_digits(text):
+    """Numbers to three digits, white space folded: kernels of other machines round differently."""
+    folded = "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
+    return re.sub(r"-?\d+\.\d+(?:e-?\d+)?", lambda m: f"{float(m[0]):.2g}", folded)
+
+
+def test_the_python_example_prints_what_the_readme_shows():
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    assert without_the_last_digits(printed.getvalue()) == without_the_last_digits(blocks("text")[0])
+
+
+def test_the_command_line_example_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
+    command, _, shown = next(b for b in blocks("console") if b.startswith("$ ")).partition("\n")
+    monkeypatch.chdir(tmp_path)
+    zoo.samples("digits-vit")[3].image.save("nine.png")
+    _run(shlex.split(command)[2:])
+    found = capsys.readouterr().out
+    drop = re.compile(r"^seconds.*$", flags=re.MULTILINE)
+    assert without_the_last_digits(drop.sub("", found)) == without_the_last_digits(drop.sub("", shown))
+
+
+def _run(arguments):
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        assert not ended.code, ended.code
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/performance.md"])
+def test_links_to_files_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (ROOT / page).parent.joinpath(link).exists(), link
