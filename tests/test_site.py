@@ -10,10 +10,11 @@ from zeroline.site import Site, as_site
 
 names = st.from_regex(r"[a-z_][a-z0-9_]{0,5}(\.[a-z0-9_]{1,5}){0,3}", fullmatch=True)
 modules = st.builds(Site, st.just("module"), names, st.none() | st.integers(0, 3) | st.just("hidden"), st.integers(0, 2))
+every = st.builds(Site, st.just("all"), names.map(lambda name: f"{name}.*"))
 inputs = st.builds(Site, st.sampled_from(["input", "embedding"]), st.none() | st.from_regex(r"[a-z_]{1,8}", fullmatch=True))
 
 
-@given(st.one_of(modules, inputs, st.lists(modules | inputs, min_size=2, max_size=3).map(lambda parts: site.joint(*parts))))
+@given(st.one_of(modules, inputs, every, st.lists(modules | inputs | every, min_size=2, max_size=3).map(lambda parts: site.joint(*parts))))
 def test_parse_reads_what_str_writes(one):
     assert Site.parse(str(one)) == one
 

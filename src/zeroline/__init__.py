@@ -21,6 +21,7 @@ from zeroline import baseline, errors, site, target
 from zeroline.attribution import Attribution
 from zeroline.methods import METHODS, gradient_x_input, integrated_gradients, taylor
 from zeroline.model.listing import sites
+from zeroline.model.surgery import capture, replaced
 from zeroline.target import contrast, logit, top
 
 __version__ = "0.1.0"
@@ -29,11 +30,13 @@ __all__ = [
     "METHODS",
     "Attribution",
     "baseline",
+    "capture",
     "contrast",
     "errors",
     "gradient_x_input",
     "integrated_gradients",
     "logit",
+    "replaced",
     "site",
     "sites",
     "target",

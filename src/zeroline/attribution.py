@@ -33,7 +33,7 @@ class Attribution:
 
     Per sample, in float64, shape [batch]: ``output`` f(x); ``baseline_output`` f(do(z := z0));
     ``reference_output`` f(x0) where the baseline is an input; ``local_error`` sum of |segment defects|
-    (bounds |error|, cannot cancel between segments); ``map_error`` |a_fine - a_coarse|_1 / |a_fine|_1;
+    (bounds |error|, cannot cancel between segments); ``map_error`` |a_fine - a_coarse|_1 / |a_fine|_1 (NaN below three nodes);
     ``raw_error`` the error before ``closure``; ``evaluations`` gradient evaluations (int64).
     ``resolution`` is the relative rounding of f: the epsilon of the coarser of the dtypes of features and output.
     ``forward_passes`` counts the model's runs of the whole call, batches counted once, gradients excluded.
@@ -198,8 +198,8 @@ class Attribution:
             raise LoadError(f"no file {str(path)!r}") from None
         except (SafetensorError, KeyError, ValueError, OSError) as problem:
             raise LoadError(f"{str(path)!r} is not an attribution that zeroline saved ({problem})") from None
-        if record["format"] != FORMAT:
-            raise LoadError(f"{str(path)!r} has format {record['format']}; this version reads {FORMAT}")
+        if record.get("format") != FORMAT:
+            raise LoadError(f"{str(path)!r} has format {record.get('format')}; this version reads {FORMAT}")
         parts = {name: tensors[f"values/{name}"] for name in record["shapes"]}
         model_class, _, weights = record["model"].rpartition("@")
         known: dict[str, Any] = {name: tuple(record[name]) for name in ("target", "stopped", "substitutes")}
@@ -227,7 +227,7 @@ class Attribution:
             lines.append((f"error before {self.closure}", f"{float(self.raw_error[sample]):+.3g}"))
         if self.local_error is not None:
             lines.append(("local error", f"{float(self.local_error[sample]):.3g}"))
-        if self.map_error is not None:
+        if self.map_error is not None and not bool(self.map_error[sample].isnan()):
             lines.append(("map error", f"{float(self.map_error[sample]):.3g}"))
         lines.append(("gradient evaluations", str(int(self.evaluations[sample]))))
         if self.stopped:

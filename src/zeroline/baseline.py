@@ -2,7 +2,7 @@
 
 Holds the baseline records. Each says how to fill features of a given shape, and *where*: at the site itself
 (``z0`` directly) or at the model's input (``x0``, whose features at the site are ``z0``). Running the model
-on x0 is ``zeroline.model.question``. No method has a default baseline: the choice is the user's, and its
+on x0 is ``zeroline.model.ask``. No method has a default baseline: the choice is the user's, and its
 name is in every record.
 """
 
@@ -209,6 +209,7 @@ def _gaussian(images: Tensor, sigma: float, axis: int) -> Tensor:
     weights = (weights / weights.sum()).to(images.device, torch.promote_types(images.dtype, torch.float32))
     moved = images.to(weights.dtype).movedim(axis, -1)
     shape = moved.shape
-    rows = torch.nn.functional.pad(moved.reshape(1, -1, size), (radius, radius), mode="reflect")
-    filtered = torch.nn.functional.conv1d(rows.reshape(-1, 1, size + 2 * radius), weights.view(1, 1, -1))
+    index = torch.arange(-radius, size + radius, device=images.device).abs()
+    mirrored = size - 1 - (size - 1 - index).abs()
+    filtered = torch.nn.functional.conv1d(moved[..., mirrored].reshape(-1, 1, size + 2 * radius), weights.view(1, 1, -1))
     return filtered.reshape(shape).movedim(-1, axis).to(images.dtype)

@@ -13,6 +13,7 @@ spelling               meaning
 ``encoder.gru[0]``     element 0 (or ``[hidden]``) of a tuple (or dict) output
 ``encoder.shared#1``   the module's second call in one forward pass
 ``A + B``              joint site: both on one path
+``all:layers.*``       joint site of every module that matches
 =====================  =============================================================
 """
 
@@ -37,7 +38,7 @@ class Site:
     in a tuple (by index) or a dict (by key).
     """
 
-    kind: Literal["input", "embedding", "module", "joint"]
+    kind: Literal["input", "embedding", "module", "joint", "all"]
     name: str | None = None
     output: int | str | None = None
     call: int = 0
@@ -61,6 +62,8 @@ class Site:
             return cls("input", name or None)
         if head == "embedding":
             return cls("embedding", name or None)
+        if head == "all" and name:
+            return cls("all", name)
         match = _MODULE.fullmatch(parts[0])
         if match is None:
             raise SiteError(f"cannot read the site {text!r}; write a module as NAME, NAME[OUTPUT] or NAME#CALL, or input:NAME")
@@ -93,6 +96,11 @@ def module(where: str | nn.Module, *, output: int | str | None = None, call: int
     if isinstance(where, nn.Module):
         return Site("module", None, output, call, where)
     return Site("module", where, output, call)
+
+
+def all_of(pattern: str) -> Site:
+    """Every module whose dotted name matches (``*`` and ``?`` within a component), on one path."""
+    return Site("all", pattern)
 
 
 def joint(*sites: Site | str | nn.Module) -> Site:

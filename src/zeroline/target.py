@@ -34,7 +34,9 @@ class Target(Protocol):
         """f: [rows]. Row r of ``output`` belongs to sample ``samples[r]``."""
         ...
 
-    def describe(self, samples: int) -> tuple[str, ...]: ...
+    def describe(self, samples: int) -> tuple[str, ...]:
+        """What is read, in words, once resolved: one line per sample."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ class ClassTarget:
         return replace(self, indices=torch.stack(rows), names=names)
 
     def read(self, output: Any, samples: Tensor) -> Tensor:
-        assert self.indices is not None  # resolve() comes first: zeroline.model.question sees to it
+        assert self.indices is not None  # resolve() comes first: zeroline.model.ask sees to it
         scores = class_scores(output)
+        if len(scores) != len(samples):
+            raise TargetError(f"the model gave scores for {len(scores)} rows of {len(samples)} samples; give a callable: zl.target.output(fn)")
         if self.scale == "probability":
             scores = scores.softmax(-1)
         elif self.scale == "log-probability":
@@ -126,7 +130,10 @@ class OutputTarget:
         return self
 
     def read(self, output: Any, samples: Tensor) -> Tensor:
-        value = self.function(output)
+        try:
+            value = self.function(output)
+        except (LookupError, RuntimeError) as problem:
+            raise TargetError(f"target {self.name!r} failed on {len(samples)} rows ({problem}); it must work for any number of rows") from problem
         if not isinstance(value, Tensor):
             raise TargetError(f"target {self.name!r} gave {type(value).__name__}; it must give a tensor [batch]")
         return value

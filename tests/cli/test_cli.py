@@ -143,6 +143,52 @@ def test_bad_input_is_one_line_and_leaves_no_files(capsys, tmp_path, broken, arg
     assert not (tmp_path / "results").exists()
 
 
+def test_results_that_cannot_be_written_are_told_before_the_work(capsys, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    status, out, err = run(capsys, "explain", IMAGE, "--out", tmp_path / "taken")
+    assert (status, out) == (2, "")
+    assert "cannot write results to" in err
+
+
+def test_a_figure_that_fails_leaves_what_was_there_before(capsys, tmp_path, monkeypatch):
+    run(capsys, "explain", IMAGE, "--out", tmp_path, "--method", "gradient_x_input")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("zeroline.report.figure.save", fail)
+    status, _, err = run(capsys, "explain", IMAGE, "--out", tmp_path)
+    assert status == 1
+    assert "disk full" in err
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_prefix_that_does_not_fit_the_grid_is_said(capsys, tmp_path):
+    _, _, err = run(capsys, "explain", IMAGE, "--out", tmp_path, "--site", "vit.layers.0", "--prefix", "2", "--method", "gradient_x_input")
+    assert "a grid of 8 x 8 with 2 prefix tokens has 66 tokens; the site has 65" in err
+
+
+def test_timm_models_are_loaded_by_name(capsys, tmp_path, monkeypatch):
+    timm = pytest.importorskip("timm")
+    create = timm.create_model
+
+    def small(name, pretrained):
+        assert pretrained
+        torch.manual_seed(0)
+        return create(name, pretrained=False, depth=1)
+
+    monkeypatch.setattr(timm, "create_model", small)
+    arguments = ["--model", "timm:vit_tiny_patch16_224", "--site", "blocks.0", "--method", "gradient_x_input", "--out", tmp_path]
+    status, out, err = run(capsys, "explain", IMAGE, *arguments)
+    assert (status, err) == (0, "")
+    assert "blocks.0 (a cut)" in out
+    assert (tmp_path / "figure.png").exists()
+    status, _, err = run(capsys, "explain", IMAGE, "--model", "timm:vit_tiny_patch16_225")
+    assert status == 2
+    assert "nearest: vit_tiny_patch16_224" in err
+
+
 def test_an_unknown_option_is_a_usage_error(capsys):
     assert run(capsys, "explain", IMAGE, "--nonsense")[0] == 2
 

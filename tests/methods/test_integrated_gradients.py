@@ -94,6 +94,15 @@ def test_rules_without_ends_know_no_local_error(smooth):
     assert found.map_error is None
 
 
+def test_two_nodes_know_no_map_error(smooth):
+    model, x = smooth
+    assert zl.integrated_gradients(model, x, target=0, baseline=X0, path="trapezoid", n_steps=2).map_error is None
+    with pytest.warns(NotConvergedWarning):
+        found = zl.integrated_gradients(model, x, target=0, baseline=X0, max_evaluations=2, tolerance=1e-9)
+    assert found.map_error.isnan().all()
+    assert "map error" not in repr(found)
+
+
 def test_closing_the_sum_is_exact_named_and_keeps_the_raw_error(smooth):
     model, x = smooth
     options = {"target": 0, "baseline": X0, "path": "trapezoid", "n_steps": 3}
@@ -139,7 +148,6 @@ def test_suffix_execution_gives_what_full_runs_give(site, monkeypatch):
     asked = {"target": [0, 2], "site": site, "baseline": zl.baseline.constant(0.1), "path": "gausslegendre", "n_steps": 8}
     fast = zl.integrated_gradients(model, x, **asked)
     assert fast.execution == f"suffix after {site}"
-    monkeypatch.setattr("zeroline.model.ask.Prefix.modules", [], raising=False)
     monkeypatch.setattr("zeroline.model.suffix._before", lambda *_: [])
     slow = zl.integrated_gradients(model, x, **asked)
     assert slow.execution == "full"

@@ -54,6 +54,15 @@ def test_first_order_is_gradient_x_input():
     assert (first.method, first.settings) == ("taylor", {"order": 1})
 
 
+def test_an_infinite_gradient_is_an_error():
+    class Root(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.sqrt().sum(1)] * 2, 1)
+
+    with pytest.raises(zl.errors.NonFiniteError, match="gradient is not finite at sample 0"):
+        zl.taylor(Root(), torch.tensor([[0.0, 1.0]]), target=0, baseline=zl.baseline.constant(2.0))
+
+
 def test_a_third_order_does_not_exist():
     with pytest.raises(zl.errors.UsageError, match="1 and 2 are possible"):
         zl.taylor(nn.Linear(2, 2), torch.ones(1, 2), target=0, baseline=zl.baseline.zeros(), order=3)

@@ -301,7 +301,88 @@ class Centred(nn.Module):
 def test_a_model_that_answers_at_random_or_mixes_samples_is_refused(build):
     torch.manual_seed(0)
     with pytest.raises(zl.errors.ModelStateError, match="draws random numbers or mixes the samples"):
-        zl.integrated_gradients(build(), torch.randn(3, 4), target=0, baseline=zl.baseline.constant(0.5))
+        zl.integrated_gradients(build().eval(), torch.randn(3, 4), target=0, baseline=zl.baseline.constant(0.5))
+
+
+@pytest.mark.parametrize("path", ["gausslegendre", "midpoint", "riemann", "trapezoid", "adaptive"])
+def test_mixing_is_found_out_by_every_path_and_by_first_order_methods(path):
+    torch.manual_seed(0)
+    with pytest.raises(zl.errors.ModelStateError, match="mixes the samples"):
+        zl.integrated_gradients(Centred().eval(), torch.randn(3, 4), target=0, baseline=zl.baseline.constant(0.5), path=path)
+    for method in (zl.gradient_x_input, zl.taylor):
+        with pytest.raises(zl.errors.ModelStateError, match="mixes the samples"):
+            method(Centred().eval(), torch.randn(3, 4), target=0, baseline=zl.baseline.constant(0.5))
+
+
+def test_a_cut_for_one_class_is_no_cut_for_another():
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.feature, self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 1), nn.Linear(4, 1)
+
+        def forward(self, x):
+            return torch.cat([self.a(torch.tanh(self.feature(x))), self.b(x)], 1)
+
+    torch.manual_seed(0)
+    model, x = TwoHeads(), torch.randn(2, 4)
+    found = [zl.gradient_x_input(model, x, target=c, site="feature", baseline=zl.baseline.zeros(at="input")) for c in (0, 1)]
+    assert [a.is_cut for a in found] == [True, False]
+    assert torch.equal(found[1].difference, torch.zeros(2).double())
+
+
+def test_an_argument_that_is_no_tensor_is_part_of_the_question():
+    class Switch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.feature, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x, skip):
+            return self.head(torch.tanh(self.feature(x))) + (x[:, :2] if skip else 0)
+
+    torch.manual_seed(0)
+    model, x = Switch(), torch.randn(2, 4)
+    cuts = [put(model, {"x": x, "skip": skip}, "feature").is_cut for skip in (False, True, False)]
+    assert cuts == [True, False, True]
+
+
+def test_the_embedding_of_an_input_is_the_call_that_looks_it_up():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shared, self.head = nn.Embedding(9, 4), nn.Linear(4, 2)
+
+        def forward(self, first, second):
+            return self.head(torch.tanh(self.shared(first).mean(1) * self.shared(second).mean(1)))
+
+    torch.manual_seed(0)
+    inputs = {"first": torch.tensor([[1, 2, 3]]), "second": torch.tensor([[4, 5]])}
+    found = zl.gradient_x_input(Shared(), inputs, target=0, site="embedding:second", baseline=zl.baseline.zeros())
+    assert found.site == "shared#1"
+    assert found.values.shape == (1, 2, 4)
+
+
+def test_scores_for_other_rows_than_the_samples_are_an_error():
+    class Frames(nn.Module):
+        def forward(self, x):
+            return x.flatten(0, 1)
+
+    with pytest.raises(TargetError, match="scores for 6 rows of 2 samples"):
+        put(Frames(), torch.randn(2, 3, 4))
+
+
+def test_a_callable_target_that_knows_only_one_batch_size_is_one_clear_error():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    with pytest.raises(TargetError, match="must work for any number of rows"):
+        zl.integrated_gradients(model, torch.randn(2, 4), target=lambda out: out[torch.arange(2), [0, 1]] + out[1], baseline=zl.baseline.zeros())
+
+
+def test_half_precision_path_points_are_told_apart():
+    from zeroline.model.question import _between
+
+    z0, z = torch.zeros(1, 1).bfloat16(), torch.full((1, 1), 100.0).bfloat16()
+    t = torch.tensor([0.501, 0.509], dtype=torch.float64)
+    a, b = _between(z0, z, torch.tensor([0, 0]), t).flatten().tolist()
+    assert (a, b) == (50.0, 51.0)
 
 
 def test_the_rounding_is_that_of_the_coarser_of_features_and_output():

@@ -66,16 +66,17 @@ def answer(
     prefix: int | None = None,
 ) -> Attribution:
     """Call the method, print the record, write the three files."""
-    started = time.perf_counter()
-    with show.progress("gradient evaluations") as report, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        if method == "integrated_gradients":
-            options = {**options, "progress": report}
-        attribution = METHODS[method](loaded.model, inputs, target=target, site=site, baseline=baseline, **options)
-    seconds = time.perf_counter() - started
-    for warning in caught:
-        show.notes.print(f"warning: {warning.message}", markup=False)
-    written = show.write(attribution, out, show.draw(attribution, loaded, inputs, baseline, grid, prefix))
+    with show.results_folder(out):
+        started = time.perf_counter()
+        with show.progress("gradient evaluations") as report, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if "progress" in inspect.signature(METHODS[method]).parameters:
+                options = {**options, "progress": report}
+            attribution = METHODS[method](loaded.model, inputs, target=target, site=site, baseline=baseline, **options)
+        seconds = time.perf_counter() - started
+        for warning in caught:
+            show.notes.print(f"warning: {warning.message}", markup=False)
+        written = show.write(attribution, out, show.draw(attribution, loaded, inputs, baseline, grid, prefix))
     if as_json:
         print(json.dumps({**attribution.to_dict(), "seconds": seconds, "files": [str(p) for p in written]}, indent=2))
     else:

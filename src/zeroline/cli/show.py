@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline, Normalisation
-from zeroline.errors import BaselineError, InputError, SiteError
+from zeroline.errors import BaselineError, InputError, SiteError, UsageError
 from zeroline.model import normalisation
 from zeroline.model.ask import reference_inputs
 from zeroline.model.loading import Loaded
@@ -40,22 +42,35 @@ def record(attribution: Attribution, seconds: float) -> None:
 
 
 def write(attribution: Attribution, folder: Path, drawn: Any | None) -> list[Path]:
-    """``attribution.safetensors``, ``record.json`` and, where one could be drawn, ``figure.png``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "attribution.safetensors", folder / "record.json"]
-    attribution.save(paths[0])
-    write_text(paths[1], json.dumps(attribution.to_dict(), indent=2) + "\n")
-    if drawn is not None:
-        paths.append(folder / "figure.png")
-        figure.save(drawn, paths[-1])
-    return paths
+    """``attribution.safetensors``, ``record.json`` and, where one could be drawn, ``figure.png``.
+
+    All are written into a folder of their own first, then moved: a failure leaves what was there before.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as name:
+        fresh = Path(name)
+        attribution.save(fresh / "attribution.safetensors")
+        (fresh / "record.json").write_text(json.dumps(attribution.to_dict(), indent=2) + "\n")
+        if drawn is not None:
+            figure.save(drawn, fresh / "figure.png")
+        written = sorted(fresh.iterdir())
+        return [path.replace(folder / path.name) for path in written]
 
 
-def write_text(path: Path, text: str) -> None:
-    """To a temporary name, then renamed."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
-    temporary.replace(path)
+@contextmanager
+def results_folder(folder: Path) -> Iterator[Path]:
+    """Make the folder for results before the work starts; take it away again if it stays empty."""
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UsageError(f"cannot write results to {str(folder)!r}: {problem.strerror or problem}") from None
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"cannot write results to {str(folder)!r}: permission denied")
+    try:
+        yield folder
+    finally:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def draw(
@@ -67,7 +82,7 @@ def draw(
         notes.print("no figure: the model's inputs hold no image")
         return None
     if grid is None:
-        grid, prefix = patch_grid(loaded.model, photograph.shape[:2]), None
+        grid = patch_grid(loaded.model, photograph.shape[:2])
     try:
         seen = figure.view(attribution, photograph, _baseline_picture(loaded, inputs, baseline), grid=grid, prefix=prefix)
     except SiteError as reason:

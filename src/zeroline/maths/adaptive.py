@@ -42,12 +42,14 @@ class Path:
     slopes: list[float] = field(default_factory=list)
 
     def add(self, node: float, value: float, slope: float) -> None:
+        """Put in an evaluated node: t, f(t), s(t)."""
         where = bisect(self.nodes, node)
         self.nodes.insert(where, node)
         self.values.insert(where, value)
         self.slopes.insert(where, slope)
 
     def defects(self) -> Tensor:
+        """r_k of every segment, in the order of the nodes."""
         return defects(self.nodes, torch.tensor(self.values, dtype=torch.float64), torch.tensor(self.slopes, dtype=torch.float64))
 
     @property

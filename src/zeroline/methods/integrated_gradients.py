@@ -81,6 +81,7 @@ def integrated_gradients(
             parts, figures = _fixed(question, nodes, weights, path == "trapezoid", progress)
         figures |= _closed(question, parts, closure) if closure else {"parts": parts}
         parts = figures.pop("parts")
+        settings |= {"internal_batch_size": question.rows_per_pass}
         return question.answer(parts, method="integrated_gradients", settings=settings, **figures)
 
 
@@ -106,7 +107,9 @@ def _fixed(question: Question, nodes: Tensor, weights: Tensor, has_ends: bool, p
     figures: dict[str, Any] = {"evaluations": torch.full((batch,), count, dtype=torch.int64, device=question.output.device)}
     if has_ends:
         local = torch.stack([defects(nodes, f[b], slopes[b]).abs().sum() for b in range(batch)])
-        figures |= {"local_error": local.to(question.output), "map_error": _map_error(values, _times_step(question, sums[1]))}
+        figures |= {"local_error": local.to(question.output)}
+    if has_ends and count > 2:
+        figures |= {"map_error": _map_error(values, _times_step(question, sums[1]))}
     return values, figures
 
 
@@ -131,11 +134,12 @@ def _adaptive(question: Question, tolerance: float, local_tolerance: float, most
     values = _times_step(question, _weighted(question, paths, kept, trapezoid_weights))
     coarse = _times_step(question, _weighted(question, paths, kept, coarse_weights))
     stopped = tuple(path.stopped() or "rounding floor" for path in paths)
+    counts = torch.tensor([len(path.nodes) for path in paths], device=question.output.device)
     _warn(question, paths, stopped, tolerance, local_tolerance, most)
     return values, {
-        "evaluations": torch.tensor([len(path.nodes) for path in paths], device=question.output.device),
+        "evaluations": counts,
         "local_error": torch.stack([path.defects().abs().sum() for path in paths]).to(question.output),
-        "map_error": _map_error(values, coarse),
+        "map_error": torch.where(counts > 2, _map_error(values, coarse), torch.nan),
         "stopped": stopped,
     }
 

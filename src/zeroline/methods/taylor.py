@@ -20,7 +20,7 @@ from zeroline.errors import GradientError, UsageError
 from zeroline.methods.gradient_x_input import gradient_x_input
 from zeroline.model.ask import ask
 from zeroline.model.places import run
-from zeroline.model.question import Features, Question
+from zeroline.model.question import Features, Question, check_gradients
 from zeroline.site import SiteLike
 from zeroline.target import TargetLike
 
@@ -77,5 +77,8 @@ def _second_order(question: Question) -> Features:
         curved: Features = points if linear else torch.autograd.grad(slope, points, materialize_grads=True)
     except RuntimeError as problem:
         raise GradientError(f"taylor(order=2) needs a second derivative that the model lacks: {problem}") from None
+    where = torch.ones(question.batch)
+    for found in (gradients, () if linear else curved):
+        check_gradients(found, question.everyone(), where)
     bend = 0.0 if linear else 0.5
     return tuple((d * g - bend * d * h).detach() for d, g, h in zip(question.steps, gradients, curved))

@@ -9,24 +9,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from zeroline.attribution import rounding
 from zeroline.baseline import Baseline, BaselineLike, as_baseline
-from zeroline.errors import BaselineError, InputError, NonFiniteError, SiteError
-from zeroline.model import cut, identity, normalisation
+from zeroline.errors import BaselineError, InputError, ModelStateError, SiteError, ZerolineError
+from zeroline.model import cut, normalisation
+from zeroline.model.identity import Memory
 from zeroline.model.inputs import Inputs
 from zeroline.model.places import Place, resolve, run
 from zeroline.model.question import Question, check_gradients, checked, differentiate, double, fit
 from zeroline.model.state import untouched
 from zeroline.model.suffix import Axes, Prefix, Shapes, Unsound
 from zeroline.site import SiteLike, as_site
-from zeroline.target import Target, TargetLike, as_target
+from zeroline.target import ClassTarget, OutputTarget, Target, TargetLike, TokenTarget, as_target
 
-_axes_known: WeakKeyDictionary[nn.Module, dict[object, Axes]] = WeakKeyDictionary()
+_axes: Memory[Axes] = Memory()
+_separate: Memory[bool] = Memory()
+# what a model may raise on inputs that it was not made for: then a test says nothing, and nothing is broken
+_FAILURES = (ZerolineError, RuntimeError, ValueError, LookupError, TypeError, AssertionError)
 
 
 @contextmanager
@@ -45,12 +48,14 @@ def ask(
     ``gradient`` also gives df/dz at z, from the first pass. ``replay`` prepares suffix execution for many
     evaluations along the path. Passes: one at x; one at x0 where the baseline is an input and the site is not;
     one with the site replaced (spared where the site is known to be a cut); and, once per model and site, those
-    of the cut test.
+    of the cut test and of the test that samples do not mix.
     """
     with untouched(model):
         wanted = Inputs.of(model, inputs)
         places = resolve(model, wanted, as_site(site))
         question = _at_x(model, wanted, places, as_target(target), as_baseline(baseline), gradient, replay)
+        if replay or (question.batch > 1 and not isinstance(question.target, OutputTarget)):
+            _require_separate_samples(question)
         _measure_baseline(question)
         if question.prefix is not None:
             _prove_suffix(question)
@@ -96,8 +101,10 @@ def _at_x(model: nn.Module, inputs: Inputs, places: tuple[Place, ...], target: T
     everyone = torch.arange(inputs.batch)
     target = target.resolve(output, labels_of(model))
     value = checked(target.read(output, everyone), everyone, None)
+    if any(module.training for module in model.modules()):
+        _refuse_random(model, inputs, target, value.detach())
     points = tuple(leaves[i] for i in range(len(places)))
-    resolution = max(torch.finfo(tensor.dtype).eps for tensor in (value, *points))
+    resolution = max(_kernel_rounding(value), *(torch.finfo(tensor.dtype).eps for tensor in (value, *points)))
     slopes, connected = differentiate(value, points) if gradient else (None, True)
     if slopes is not None:
         check_gradients(slopes, everyone, torch.ones(inputs.batch))
@@ -107,31 +114,58 @@ def _at_x(model: nn.Module, inputs: Inputs, places: tuple[Place, ...], target: T
     return question
 
 
+def _kernel_rounding(value: Tensor) -> float:
+    """The relative rounding of kernels that compute in fewer digits than they store (autocast, TF32)."""
+    kind = value.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.finfo(torch.get_autocast_dtype(kind)).eps
+    short = kind == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+    return 2.0**-10 if short and value.dtype == torch.float32 else 0.0
+
+
+def _refuse_random(model: nn.Module, inputs: Inputs, target: Target, value: Tensor) -> None:
+    """Raise where a model in training mode answers otherwise a second time (functional dropout)."""
+    everyone = torch.arange(inputs.batch)
+    with torch.no_grad():
+        again = checked(target.read(inputs.call(model), everyone), everyone, None)
+    if bool(((again - value).abs() > 1e-3 * value.abs() + 1e-6).any()):
+        raise ModelStateError("the model is in training mode and gives two answers to one input; call model.eval() first")
+
+
 def _measure_baseline(question: Question) -> None:
     """z0, f(do(z := z0)), f(x0) and whether the site is a cut."""
     baseline, places = question.baseline, question.places
-    at_inputs = all(place.input for place in places)
-    other = None if baseline.at == "site" else _reference_inputs(question)
-    key = _signature(question)
-    known = True if at_inputs and baseline.inputs is None else cut.known(question.model, key) if key else None
-    if other is None or (at_inputs and baseline.inputs is None):
-        norm = normalisation.of(question.model) if baseline.at == "input" else None
-        source = other.named if other is not None else {}
-        question.baseline_features = tuple(
-            source[str(place.input)] if place.input in source else baseline(z, norm) for place, z in zip(places, question.features)
-        )
+    other = _reference_inputs(question) if baseline.at == "input" else None
+    if all(place.input for place in places) and baseline.inputs is None:
+        _replace_inputs_only(question, other)
+        return
+    if other is None:
+        question.baseline_features = tuple(baseline(z) for z in question.features)
     else:
-        question.reference_output, question.baseline_features = question.forward(other, question.everyone(), None)
-        question.baseline_features = tuple(fit(z0, z, p) for z0, z, p in zip(question.baseline_features, question.features, places))
+        question.reference_output, found = question.forward(other, question.everyone(), None)
+        question.baseline_features = tuple(fit(z0, z, place) for z0, z, place in zip(found, question.features, places))
+    source = cut.probe(question.inputs) if other is None else other
+    key = _signature(question, source)
+    question.is_cut = cut.known.get(question.model, key) if key else None
     if question.prefix is not None:
-        question.prefix.axes = _axes_known.get(question.model, {}).get(_axes_key(question))
-    if known is True and question.reference_output is not None and (question.prefix is None or question.prefix.axes is not None):
+        axes = _axes.get(question.model, _structure(question))
+        question.prefix.axes = axes if axes is not None and axes.keys() == question.prefix.outputs.keys() else None
+    axes_missing = question.prefix is not None and question.prefix.axes is None
+    if question.is_cut and question.reference_output is not None and not axes_missing:
         question.baseline_output = question.reference_output
     else:
         question.baseline_output = _do_baseline(question)
-    if at_inputs and baseline.inputs is None:
-        question.reference_output = question.baseline_output if _all_floating(question) or baseline.at == "input" else None
-    question.is_cut = known if known is not None else _test_cut(question, other, key)
+    if question.is_cut is None:
+        question.is_cut = _test_cut(question, source, key)
+
+
+def _replace_inputs_only(question: Question, other: Inputs | None) -> None:
+    """The site is the input and the baseline fills it: then do(z := z0) *is* the model on x0, and the site a cut."""
+    named = {} if other is None else other.named
+    places, features = question.places, question.features
+    question.baseline_features = tuple(named[str(p.input)] if p.input in named else question.baseline(z) for p, z in zip(places, features))
+    question.baseline_output = question.reference_output = _do_baseline(question)
+    question.is_cut = True
 
 
 def _reference_inputs(question: Question) -> Inputs:
@@ -189,20 +223,37 @@ def _do_baseline(question: Question) -> Tensor:
     except Unsound as reason:
         question.prefix, question.execution = None, f"full: {reason}"
     else:
-        _axes_known.setdefault(question.model, {})[_axes_key(question)] = prefix.axes
+        _axes.put(question.model, _structure(question), prefix.axes)
     return values[: question.batch]
 
 
-def _axes_key(question: Question) -> object:
-    names = tuple((n, tuple(t.shape[1:]), t.dtype) for n, t in question.inputs.tensors.items())
-    return (question.places, names, identity.weights_version(question.model))
+def _structure(question: Question) -> object:
+    """What remembered facts belong to: places, input signature, arguments that are no tensors."""
+    tensors = question.inputs.tensors
+    names = tuple((name, tuple(t.shape[1:]), t.dtype) for name, t in tensors.items())
+    others = tuple((name, repr(value)) for name, value in question.inputs.named.items() if name not in tensors)
+    return (question.places, names, others)
+
+
+def _require_separate_samples(question: Question) -> None:
+    """Raise where a sample's f depends on the rows beside it: then no row of a pass is that sample's own.
+
+    One pass on a row of its own (or, for a single sample, beside its copy), once per structure of the question.
+    """
+    key = _structure(question)
+    if not question.inputs.repeatable or _separate.get(question.model, key):
+        return
+    rows = question.everyone().flip(0)[:1] if question.batch > 1 else torch.zeros(2, dtype=torch.long)
+    values, _ = question.forward(question.inputs.rows(rows), rows, None)
+    question.require_same(values, rows, question.output)
+    _separate.put(question.model, key, True)
 
 
 def _prove_suffix(question: Question) -> None:
-    """Compare the replayed model with the full run at t = 0; run everything where they differ."""
+    """Compare the replayed model with the full run at t = 0, in other rows; run everything where they differ."""
     prefix = question.prefix
     assert prefix is not None
-    samples = torch.cat([question.everyone(), torch.zeros(1, dtype=torch.long)])
+    samples = torch.cat([question.everyone().flip(0), torch.zeros(2, dtype=torch.long)])
     features = tuple(z0.index_select(0, samples.to(z0.device)) for z0 in question.baseline_features)
 
     def transform(i: int, tensor: Tensor) -> Tensor:
@@ -219,37 +270,35 @@ def _prove_suffix(question: Question) -> None:
         off = (question.read(output, samples) - truth).abs()
         if bool((off > 1e-4 * scale + rounding(question.resolution, truth, question.output[samples])).any()):
             raise Unsound("replaying the modules before the site gives another output")
-    except (Unsound, RuntimeError, NonFiniteError) as reason:
+    except (Unsound, *_FAILURES) as reason:
         question.prefix, question.execution = None, f"full: {reason}"
     else:
         question.execution = f"suffix after {where}"
 
 
-def _test_cut(question: Question, other: Inputs | None, key: object) -> bool | None:
-    """Run x0 (or a probe) with the site's features of x; see ``model.cut``."""
-    source = cut.probe(question.inputs) if other is None else other
-    f_other = question.reference_output if other is not None else None
+def _test_cut(question: Question, source: Inputs, key: object) -> bool | None:
+    """Run ``source`` (x0, or a probe) with the site's features of x; see ``model.cut``."""
 
     def run_other(mixed: bool) -> Tensor:
         return question.forward(source, question.everyone(), question.features if mixed else None)[0]
 
     try:
-        answer = cut.test(question.resolution, question.output, run_other, f_other)
-    except (NonFiniteError, BaselineError):
+        answer = cut.test(question.resolution, question.output, run_other, question.reference_output)
+    except _FAILURES:
         return None
-    if key:
-        cut.remember(question.model, key, answer)
+    if key and answer is not None:
+        cut.known.put(question.model, key, answer)
     return answer
 
 
-def _signature(question: Question) -> object:
+def _signature(question: Question, source: Inputs) -> object:
     """What the answer of a cut test depends on; None where it may depend on more than can be named."""
-    kind = type(question.target).__name__
-    if kind == "OutputTarget":
+    target = question.target
+    if isinstance(target, ClassTarget) and target.indices is not None:
+        read: object = (target.weights, target.scale, tuple(map(tuple, target.indices.tolist())))
+    elif isinstance(target, TokenTarget):
+        read = target
+    else:
         return None
-    names = tuple((n, tuple(t.shape[1:]), t.dtype) for n, t in question.inputs.tensors.items())
-    return (question.places, names, kind)
-
-
-def _all_floating(question: Question) -> bool:
-    return {place.input for place in question.places} == set(question.inputs.floating())
+    changed = frozenset(name for name, t in question.inputs.tensors.items() if not torch.equal(t, source.tensors[name]))
+    return (_structure(question), read, changed)

@@ -8,27 +8,16 @@ model's structure, so it is kept per model, site, target and input signature unt
 from __future__ import annotations
 
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zeroline.attribution import rounding
-from zeroline.model.identity import weights_version
+from zeroline.model.identity import Memory
 from zeroline.model.inputs import Inputs
 
 _SLACK = 1e-4  # of |f(x) - f(x0)|: batched kernels round differently, real side paths are far above it
-_known: WeakKeyDictionary[nn.Module, dict[object, bool]] = WeakKeyDictionary()
-
-
-def known(model: nn.Module, key: object) -> bool | None:
-    """The answer of an earlier test on the same structure and weights."""
-    return _known.get(model, {}).get((key, weights_version(model)))
-
-
-def remember(model: nn.Module, key: object, answer: bool | None) -> None:
-    if answer is not None:
-        _known.setdefault(model, {})[(key, weights_version(model))] = answer
+known: Memory[bool] = Memory()
 
 
 def verdict(resolution: float, f_x: Tensor, f_other: Tensor, f_mixed: Tensor) -> bool | None:
@@ -46,7 +35,7 @@ def probe(inputs: Inputs) -> Inputs:
 
     Ids are reversed; masks (0 and 1 only) and position-like inputs are left as they are.
     """
-    reversed_ids = {name: t.flip(-1) for name, t in inputs.ids().items() if t.ndim > 1 and int(t.max()) > 1 and not _is_range(t)}
+    reversed_ids = {name: t.flip(-1) for name, t in inputs.ids().items() if t.ndim == 2 and int(t.max()) > 1 and not _is_range(t)}
     moved = {name: t.flip(-1) * 0.75 + 0.1 for name, t in inputs.floating().items()}
     return inputs.with_values({**reversed_ids, **moved})
 

@@ -9,21 +9,24 @@ import hashlib
 import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
 
+T = TypeVar("T")
 _cache: WeakKeyDictionary[nn.Module, tuple[int, str]] = WeakKeyDictionary()
 
 
 def model_class(model: nn.Module) -> str:
+    """Dotted name of the model's class."""
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def weights_version(model: nn.Module) -> int:
-    """A number that changes when a weight is written to or replaced."""
-    return hash(tuple((id(t), t._version) for t in (*model.parameters(), *model.buffers()) if not t.is_inference()))
+    """A number that changes when a weight is replaced or written to (in place through ``.data`` it does not: PyTorch keeps no count)."""
+    return hash(tuple((id(t), t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in (*model.parameters(), *model.buffers())))
 
 
 def weights_hash(model: nn.Module) -> Callable[[], str]:
@@ -46,6 +49,24 @@ def weights_hash(model: nn.Module) -> Callable[[], str]:
         return known[0]
 
     return compute
+
+
+class Memory(Generic[T]):
+    """Facts about models that hold until a weight changes; a model that is gone takes its facts along."""
+
+    def __init__(self) -> None:
+        self._facts: WeakKeyDictionary[nn.Module, tuple[int, dict[object, T]]] = WeakKeyDictionary()
+
+    def get(self, model: nn.Module, key: object) -> T | None:
+        """The fact, or None where it is not known for the weights as they are."""
+        version, facts = self._facts.get(model, (0, {}))
+        return facts.get(key) if version == weights_version(model) else None
+
+    def put(self, model: nn.Module, key: object, fact: T) -> None:
+        """Keep a fact; those of other weights are forgotten."""
+        version, facts = self._facts.get(model, (0, {}))
+        current = weights_version(model)
+        self._facts[model] = (current, {**(facts if version == current else {}), key: fact})
 
 
 def versions() -> dict[str, str]:

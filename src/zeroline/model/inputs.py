@@ -50,6 +50,7 @@ class Inputs:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
+        """The arguments that are tensors."""
         return {name: value for name, value in self.named.items() if isinstance(value, Tensor)}
 
     def floating(self) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ def sites(
         try:
             with ask(model, inputs, target=target, site=site, baseline=zeros()) as question:
                 cut = question.is_cut
-        except ZerolineError:
+        except (ZerolineError, RuntimeError, ValueError, LookupError):
             cut = None
         if progress:
             progress(number + 1, len(found))

@@ -31,8 +31,10 @@ def from_hub(name: str, *, trust_remote_code: bool = False) -> Loaded:
     """An image classifier from the Hugging Face hub, its local cache, or a folder."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    if name.startswith((".", "/", "~")) and not (Path(name).expanduser() / "config.json").is_file():
-        raise LoadError(f"no model folder {name!r}: it has no config.json")
+    if name.startswith((".", "/", "~")):
+        name = str(Path(name).expanduser())
+        if not (Path(name) / "config.json").is_file():
+            raise LoadError(f"no model folder {name!r}: it has no config.json")
     try:
         options = {"trust_remote_code": trust_remote_code}
         model = AutoModelForImageClassification.from_pretrained(name, weights_only=True, **options).eval()

@@ -45,10 +45,13 @@ def resolve(model: nn.Module, inputs: Inputs, site: Site) -> tuple[Place, ...]:
         if len(set(places)) < len(places):
             raise SiteError(f"joint site {site} names the same place twice")
         return places
+    if site.kind == "all":
+        return tuple(Place(module=name) for name in matching(model, str(site.name)))
     if site.kind == "input":
         return (Place(input=inputs.only_floating(site.name)),)
     if site.kind == "embedding":
-        return (Place(module=_embedding_of(model, inputs, site.name)),)
+        name, call = _embedding_of(model, inputs, site.name)
+        return (Place(module=name, call=call),)
     if site.module is not None:
         return (Place(module=_name_of(model, site.module), output=site.output, call=site.call),)
     if site.name in inputs.tensors and site.name not in dict(model.named_modules()):
@@ -152,7 +155,7 @@ def _match(name: str, pattern: str) -> bool:
 def _one_match(model: nn.Module, pattern: str) -> str:
     found = matching(model, pattern)
     if len(found) > 1:
-        raise SiteError(f"{pattern!r} matches {len(found)} modules ({', '.join(found[:4])}, ...); name one, or join them with zl.site.joint")
+        raise SiteError(f"{pattern!r} matches {len(found)} modules ({', '.join(found[:4])}, ...); name one, or write all:{pattern}")
     return found[0]
 
 
@@ -167,20 +170,24 @@ class _Found(Exception):
     """Ends a forward pass early: the embedding is known."""
 
 
-def _embedding_of(model: nn.Module, inputs: Inputs, asked: str | None) -> str:
-    """The ``nn.Embedding`` that looks up the id input ``asked`` (or the only one that is looked up first)."""
+def _embedding_of(model: nn.Module, inputs: Inputs, asked: str | None) -> tuple[str, int]:
+    """Name and call of the ``nn.Embedding`` that looks up the id input ``asked`` (or any id input, the first that is)."""
     ids = inputs.ids()
     if asked is not None and asked not in ids:
         raise NotFoundError.among("integer input", asked, ids)
-    wanted = {asked: ids[asked]} if asked is not None else ids
-    found: list[str] = []
+    wanted = [ids[asked]] if asked is not None else list(ids.values())
+    found: list[tuple[str, int]] = []
 
     def watch(name: str) -> Callable[..., None]:
+        calls = 0
+
         def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            nonlocal calls
             looked_up = arguments[0] if arguments else None
-            if isinstance(looked_up, Tensor) and any(looked_up.shape == t.shape and torch.equal(looked_up, t) for t in wanted.values()):
-                found.append(name)
+            if isinstance(looked_up, Tensor) and any(looked_up.shape == t.shape and torch.equal(looked_up, t) for t in wanted):
+                found.append((name, calls))
                 raise _Found
+            calls += 1
 
         return before
 

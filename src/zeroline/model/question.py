@@ -62,6 +62,7 @@ class Question:
 
     @property
     def batch(self) -> int:
+        """Number of samples."""
         return self.inputs.batch
 
     @property
@@ -70,6 +71,7 @@ class Question:
         return tuple(z - z0 for z, z0 in zip(self.features, self.baseline_features))
 
     def everyone(self) -> Tensor:
+        """Indices of all samples, in order."""
         return torch.arange(self.batch)
 
     @torch.no_grad()
@@ -113,7 +115,9 @@ class Question:
             with meter.running():
                 values, gradients = self._gradients(points, samples, t)
             self.rows_per_pass = memory.rows_that_fit(meter.bytes // len(samples), points[0].device)
-        self._require_same_model(values, samples, t)
+        for end, truth in ((0.0, self.baseline_output), (1.0, self.output)):
+            rows = (t == end).nonzero().flatten()
+            self.require_same(values[rows], samples[rows], truth)
         steps = tuple(d.index_select(0, samples.to(d.device)) for d in self.steps)
         slopes = torch.stack([(double(g) * double(d)).flatten(1).sum(1) for g, d in zip(gradients, steps)]).sum(0)
         return Nodes(samples, t, values, slopes, gradients)
@@ -135,15 +139,14 @@ class Question:
         check_gradients(gradients, samples, t)
         return double(value.detach()), gradients
 
-    def _require_same_model(self, values: Tensor, samples: Tensor, t: Tensor) -> None:
-        """Raise where the ends of a path, run among other points, are not what the model gave at x and at the baseline."""
-        for end, truth in ((0.0, self.baseline_output), (1.0, self.output)):
-            for row in (t == end).nonzero().flatten().tolist():
-                b = int(samples[row])
-                allowed = 0.05 * float((self.output[b] - self.baseline_output[b]).abs()) + float(rounding(self.resolution, truth[b : b + 1])) + 1e-12
-                if abs(float(values[row]) - float(truth[b])) > allowed:
-                    found = f"{float(truth[b]):.6g} in its own batch and {float(values[row]):.6g} among {len(t)} path points"
-                    raise ModelStateError(f"sample {b} gets {found}: the model draws random numbers or mixes the samples of a batch")
+    def require_same(self, values: Tensor, samples: Tensor, truth: Tensor) -> None:
+        """Raise where f of some rows is not what it was in the caller's batch (``truth``, per sample)."""
+        scale = (self.output - self.baseline_output).abs() if len(self.baseline_output) else truth.abs()
+        allowed = 0.05 * scale + rounding(self.resolution, truth) + 1e-12
+        for row, b in enumerate(samples.tolist()):
+            if abs(float(values[row]) - float(truth[b])) > float(allowed[b]):
+                found = f"{float(truth[b]):.6g} in its own batch and {float(values[row]):.6g} beside other rows"
+                raise ModelStateError(f"sample {b} gets {found}: the model draws random numbers or mixes the samples of a batch")
 
     def require_gradient(self) -> None:
         """Raise where f differs between x and the baseline but has no gradient at the site."""
@@ -182,7 +185,12 @@ def differentiate(value: Tensor, points: Features) -> tuple[Features, bool]:
     """d value.sum() / d points; zeros, and False, where there is no connection."""
     if not value.requires_grad:
         return tuple(torch.zeros_like(p) for p in points), False
-    found = torch.autograd.grad(value.sum(), points, allow_unused=True)
+    try:
+        found = torch.autograd.grad(value.sum(), points, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as problem:
+        raise GradientError(f"the backward pass fails: {str(problem).splitlines()[0]}") from problem
     gradients = tuple(torch.zeros_like(p) if g is None else g for g, p in zip(found, points))
     return gradients, any(g is not None for g in found)
 
@@ -196,8 +204,9 @@ def fit(features: Tensor, like: Tensor, place: Place) -> Tensor:
 def _between(z0: Tensor, z: Tensor, samples: Tensor, t: Tensor) -> Tensor:
     """z0 + t (z - z0) for each row, exact at t = 0 and t = 1."""
     rows = samples.to(z.device)
-    weight = t.to(z.device, z.dtype).view(-1, *[1] * (z.ndim - 1))
-    return torch.lerp(z0.index_select(0, rows), z.index_select(0, rows), weight)
+    fine = torch.promote_types(z.dtype, torch.float32)  # half precision cannot tell neighbouring t apart
+    weight = t.to(z.device, fine).view(-1, *[1] * (z.ndim - 1))
+    return torch.lerp(z0.index_select(0, rows).to(fine), z.index_select(0, rows).to(fine), weight).to(z.dtype)
 
 
 def double(tensor: Tensor) -> Tensor:

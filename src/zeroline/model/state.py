@@ -8,7 +8,7 @@ caller's on exit. Hooks and replaced forwards are undone where they are made (``
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -25,7 +25,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
     learning = [p for p in model.parameters() if p.requires_grad]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
+    recurrent = bool(devices) and any(isinstance(module, nn.RNNBase) for module in model.modules())
+    # cuDNN has no backward pass for recurrent layers in evaluation mode
+    kernels = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad(), kernels:
         try:
             torch.backends.mha.set_fastpath_enabled(False)  # it answers otherwise on padded rows, and has no gradient
             for parameter in learning:

@@ -5,7 +5,7 @@ before the site are recorded once and replayed; code between modules runs as usu
 
 - outputs are copied when recorded and again when replayed (an in-place operation may write on them);
 - the batch dimension of each recorded tensor is found by comparing its shapes at two batch sizes;
-- ``question.py`` compares one path point with a full run, and runs the whole model where they differ.
+- ``ask.py`` compares one path point with a full run, and runs the whole model where they differ.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 >>> from zeroline.methods import gradient_x_input
 >>> from zeroline.testing import check_method
 >>> len(check_method(gradient_x_input, toys=["linear"]))
-15
+17
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from zeroline.errors import NotFoundError
 from zeroline.testing.laws import CASE_LAWS, METHOD_LAWS, Case, Method
 from zeroline.testing.toys import TOYS
 
@@ -28,6 +29,10 @@ def check_method(method: Method, *, tolerance: float | None = None, toys: Sequen
         tolerance: the relative attribution error that the method claims; None where it claims none.
         toys: names of toy models, default all (see ``zeroline.testing.toys.TOYS``).
     """
+    known = [toy.name for toy in TOYS]
+    for asked in toys or ():
+        if asked not in known:
+            raise NotFoundError.among("toy model", asked, known)
     held = []
     for method_law in METHOD_LAWS:
         _try(method_law.__name__, "its own model", lambda law=method_law: law(method))

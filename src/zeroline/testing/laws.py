@@ -68,6 +68,23 @@ def the_record_adds_up(case: Case) -> None:
     assert float((found.output - bare).abs().max()) <= kernels, f"f(x) is {found.output.tolist()}, the model gives {bare.tolist()}"
 
 
+def f_of_the_baseline_is_the_model_with_the_features_replaced(case: Case) -> None:
+    """Against a plain hook of the test's own, for baselines at the site and at the input, asked twice."""
+    model, inputs = case.build()
+    picked = (torch.arange(2), torch.tensor([0, 2]))
+    chosen = [baselines.constant(0.25)]
+    if case.toy.name != "words":
+        chosen.append(baselines.constant(0.25, at="input"))
+    for baseline in chosen * 2:
+        found = case(model, inputs, baseline=baseline)
+        other = _filled(inputs, found.site) if baseline.at == "input" else None
+        z0 = torch.full_like(found.values, 0.25) if other is None else _features(model, other, found.site)
+        replaced = _replaced_scores(model, inputs, found.site, z0)[picked].double()
+        assert case.close(found.baseline_output, replaced), f"f(do) is {found.baseline_output.tolist()}, the replaced model gives {replaced.tolist()}"
+        if other is not None and found.reference_output is not None:
+            assert case.close(found.reference_output, _logits(model, other)[picked].double()), "f(x0) is not the model's output on x0"
+
+
 def sums_are_complete_where_claimed(case: Case) -> None:
     if case.tolerance is None:
         return
@@ -113,7 +130,10 @@ def the_callers_grad_mode_does_not_matter(case: Case) -> None:
 
 def the_model_is_left_as_it_was(case: Case) -> None:
     model, inputs = case.build()
-    next(iter(model.parameters())).requires_grad_(False)
+    first = next(iter(model.parameters()))
+    first.requires_grad_(False)
+    first.grad = torch.ones_like(first)
+    next(module for module in model.modules() if not list(module.children())).train()
     before, output = _fingerprint(model), _logits(model, inputs)
     case(model, inputs)
     assert _fingerprint(model) == before, "something in the model changed"
@@ -127,7 +147,7 @@ def the_model_is_left_as_it_was_after_an_error(case: Case) -> None:
     class Interrupted(Exception):
         pass
 
-    for calls in (1, 2, 3):
+    for calls in range(1, 100):
         remaining = [calls]
 
         def target(output: Any, remaining: list[int] = remaining) -> Tensor:
@@ -141,8 +161,38 @@ def the_model_is_left_as_it_was_after_an_error(case: Case) -> None:
         except Interrupted:
             pass
         else:
-            assert remaining[0] > 0
+            return  # the method was through before this pass
         assert _fingerprint(model) == before, f"something in the model changed by an error in pass {calls}"
+
+
+def the_model_is_left_as_it_was_after_an_error_inside_it(case: Case) -> None:
+    model, inputs = case.build()
+    before = _fingerprint(model)
+    last = [module for module in model.modules() if not list(module.children())][-1]
+    original = type(last).forward
+
+    class Interrupted(Exception):
+        pass
+
+    for calls in range(1, 100):
+        remaining = [calls]
+
+        def forward(self: Any, *args: Any, remaining: list[int] = remaining) -> Any:
+            remaining[0] -= self is last
+            if remaining[0] == 0 and self is last:
+                raise Interrupted
+            return original(self, *args)
+
+        type(last).forward = forward
+        try:
+            case(model, inputs)
+        except Interrupted:
+            pass
+        else:
+            return  # the method was through before this call
+        finally:
+            type(last).forward = original
+        assert _fingerprint(model) == before, f"something in the model changed by an error in call {calls} of its last module"
 
 
 def records_survive_saving(case: Case) -> None:
@@ -221,6 +271,7 @@ def permuting_tokens_permutes_the_map(method: Method) -> None:
 CASE_LAWS: tuple[Callable[[Case], None], ...] = (
     values_look_like_the_features,
     the_record_adds_up,
+    f_of_the_baseline_is_the_model_with_the_features_replaced,
     sums_are_complete_where_claimed,
     a_constant_model_gets_zeros,
     a_batch_equals_its_samples,
@@ -228,6 +279,7 @@ CASE_LAWS: tuple[Callable[[Case], None], ...] = (
     the_callers_grad_mode_does_not_matter,
     the_model_is_left_as_it_was,
     the_model_is_left_as_it_was_after_an_error,
+    the_model_is_left_as_it_was_after_an_error_inside_it,
     records_survive_saving,
     repeating_does_not_grow_memory,
     a_training_model_with_dropout_is_refused,
@@ -274,13 +326,48 @@ def _features(model: nn.Module, inputs: Any, site: str) -> Tensor:
     return found if isinstance(found, Tensor) else found[int(output.rstrip("]") or 0)]
 
 
+def _filled(inputs: Any, site: str) -> Any:
+    """The inputs with the image or the features (the site's own input, or the first) at 0.25."""
+    if isinstance(inputs, Tensor):
+        return torch.full_like(inputs, 0.25)
+    if isinstance(inputs, tuple):
+        return (torch.full_like(inputs[0], 0.25), *inputs[1:])
+    name = site.removeprefix("input:") if site.startswith("input:") else next(iter(inputs))
+    return {**inputs, name: torch.full_like(inputs[name], 0.25)}
+
+
+@torch.no_grad()
+def _replaced_scores(model: nn.Module, inputs: Any, site: str, z0: Tensor) -> Tensor:
+    """The model's scores with z0 at the site, by a hook of the test's own."""
+    if site.startswith("input:"):
+        changed = z0 if isinstance(inputs, Tensor) else (z0,) if isinstance(inputs, tuple) else {**inputs, site.removeprefix("input:"): z0}
+        return _logits(model, changed)
+    name, _, call = site.partition("#")
+    name, _, output = name.partition("[")
+    calls = [0]
+
+    def put(module: nn.Module, arguments: Any, found: Any) -> Any:
+        calls[0] += 1
+        if calls[0] - 1 != int(call or 0):
+            return None
+        if isinstance(found, Tensor):
+            return z0
+        return tuple(z0 if i == int(output.rstrip("]")) else item for i, item in enumerate(found))
+
+    hook = model.get_submodule(name).register_forward_hook(put)
+    try:
+        return _logits(model, inputs)
+    finally:
+        hook.remove()
+
+
 def _fingerprint(model: nn.Module) -> dict[str, Any]:
     """Everything of a model that an explanation could leave changed."""
     modules = dict(model.named_modules())
     return {
         "weights": {n: (t.data_ptr(), t._version, t.clone().double().sum().item()) for n, t in model.state_dict().items()},
         "requires_grad": {n: p.requires_grad for n, p in model.named_parameters()},
-        "grad": {n: p.grad is None for n, p in model.named_parameters()},
+        "grad": {n: None if p.grad is None else (id(p.grad), p.grad.sum().item()) for n, p in model.named_parameters()},
         "training": {n: m.training for n, m in modules.items()},
         "hooks": {n: (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for n, m in modules.items()},
         "forwards": {n: "forward" in m.__dict__ for n, m in modules.items()},

@@ -116,7 +116,7 @@ def main() -> None:
     model = train_vit().eval()
     scores = {
         "one digit, top 1": accuracy(model, "test", FRESH_SEED, 2000, 1),
-        "two digits, both in top 2": accuracy(model, "test", FRESH_SEED + 1, 1000, 2),
+        "two digits, share of digits in the top 2": accuracy(model, "test", FRESH_SEED + 1, 1000, 2),
     }
     print(json.dumps(scores))
     arguments.out.mkdir(parents=True, exist_ok=True)
