@@ -209,7 +209,7 @@ def exactness_table(images: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--only", choices=["exactness", "memory", "gradient", "captum"])
     parser.add_argument("--memory", default=None, help=argparse.SUPPRESS)

@@ -9,7 +9,7 @@ from zeroline.baseline import Normalisation
 from zeroline.errors import BaselineError, NotFoundError
 
 NORM = Normalisation((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-IMAGE = torch.rand(2, 3, 6, 9)
+IMAGE = torch.rand(2, 3, 6, 9, generator=torch.Generator().manual_seed(0))
 
 
 def test_black_is_zero_pixels_after_normalisation():

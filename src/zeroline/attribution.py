@@ -131,14 +131,9 @@ class Attribution:
             raise UsageError(f"sample {index} asked; the record has {size}")
         index %= size
         pick = slice(index, index + 1)
-        cut: dict[str, Any] = {name: _optional(getattr(self, name), pick) for name in _PER_SAMPLE}
+        cut: dict[str, Any] = {name: figure[pick] for name in _PER_SAMPLE if (figure := getattr(self, name)) is not None}
         parts = {name: part[pick] for name, part in self.parts.items()}
         return replace(self, parts=parts, target=self.target[pick], stopped=self.stopped[pick], **cut)
-
-    def to(self, device: torch.device | str) -> Attribution:
-        """The record with its tensors on another device."""
-        moved: dict[str, Any] = {name: _optional(getattr(self, name), lambda t: t.to(device)) for name in _PER_SAMPLE}
-        return replace(self, parts={n: p.to(device) for n, p in self.parts.items()}, **moved)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the values, as JSON types."""
@@ -253,12 +248,6 @@ def rounding(resolution: float, *outputs: Tensor) -> Tensor:
     """A few units in the last place of the largest of the outputs, per sample: what cannot be told apart."""
     largest = torch.stack([output.abs() for output in outputs]).amax(0)
     return _UNITS * resolution * largest
-
-
-def _optional(figure: Tensor | None, change: slice | Callable[[Tensor], Tensor]) -> Tensor | None:
-    if figure is None:
-        return None
-    return figure[change] if isinstance(change, slice) else change(figure)
 
 
 def _packed(tensor: Tensor) -> Tensor:

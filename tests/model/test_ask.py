@@ -385,6 +385,31 @@ def test_half_precision_path_points_are_told_apart():
     assert (a, b) == (50.0, 51.0)
 
 
+@pytest.mark.parametrize("path", ["adaptive", "gausslegendre"])
+def test_a_supplied_cache_is_copied_for_every_pass_and_rows_stay_in_their_batch(path):
+    class Cache:
+        def __init__(self, kept):
+            self.kept = kept
+
+    class Cached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.feature, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x, past):
+            past.kept = past.kept + self.feature(x)  # a pass that saw the last one's cache would answer otherwise
+            return self.head(torch.tanh(past.kept))
+
+    torch.manual_seed(0)
+    model, x, start = Cached().double(), torch.randn(3, 4).double(), torch.randn(3, 4).double()
+    cache = Cache(start)
+    found = zl.integrated_gradients(model, {"x": x, "past": cache}, target=[0, 1, 0], baseline=zl.baseline.zeros(), path=path, tolerance=1e-3)
+    assert torch.equal(cache.kept, start)
+    assert bool((found.relative_error <= 1e-3).all())
+    truth = model(x, Cache(start))[[0, 1, 2], [0, 1, 0]] - model(torch.zeros_like(x), Cache(start))[[0, 1, 2], [0, 1, 0]]
+    assert torch.allclose(found.difference, truth.detach())
+
+
 def test_the_rounding_is_that_of_the_coarser_of_features_and_output():
     class Half(nn.Linear):
         def forward(self, x):

@@ -27,20 +27,20 @@ def drawn(build):
         model = build()
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.copy_(0.3 * torch.randn_like(parameter))
+                parameter.copy_(0.3 * torch.randn_like(parameter).abs() + 0.05 * torch.randn_like(parameter))
         return model
 
     return make
 
 
 CASES = [
-    ("reused modules", drawn(toys.BasicModelWithReusedModules), torch.randn(4, 3), None),
-    ("reused linear", toys.BasicModelWithReusedLinear, torch.randn(4, 3), None),
-    ("linear relu linear", lambda: toys.BasicLinearReLULinear(5), torch.randn(4, 5), None),
-    ("multilayer", toys.BasicModel_MultiLayer, torch.randn(4, 3), 1),
-    ("multilayer in place", lambda: toys.BasicModel_MultiLayer(inplace=True), torch.randn(4, 3), 0),
-    ("conv net", drawn(toys.BasicModel_ConvNet), torch.randn(2, 1, 10, 10), 3),
-    ("conv net 1d pooling", drawn(toys.BasicModel_ConvNet_MaxPool1d), torch.randn(2, 1, 10), 2),
+    ("reused modules", drawn(toys.BasicModelWithReusedModules), (4, 3), None),
+    ("reused linear", toys.BasicModelWithReusedLinear, (4, 3), None),
+    ("linear relu linear", lambda: toys.BasicLinearReLULinear(5), (4, 5), None),
+    ("multilayer", toys.BasicModel_MultiLayer, (4, 3), 1),
+    ("multilayer in place", lambda: toys.BasicModel_MultiLayer(inplace=True), (4, 3), 0),
+    ("conv net", drawn(toys.BasicModel_ConvNet), (2, 1, 10, 10), 3),
+    ("conv net 1d pooling", drawn(toys.BasicModel_ConvNet_MaxPool1d), (2, 1, 10), 2),
 ]
 
 
@@ -49,11 +49,11 @@ def close(a, b, share=1e-5):
     return float((a - b).abs().max()) <= share * float(b.abs().max())
 
 
-@pytest.mark.parametrize(("name", "build", "x", "target"), CASES, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(("name", "build", "shape", "target"), CASES, ids=lambda v: v if isinstance(v, str) else "")
 @pytest.mark.parametrize("path", sorted(PAIRS))
-def test_integrated_gradients_are_captums_on_its_own_models(name, build, x, target, path):
+def test_integrated_gradients_are_captums_on_its_own_models(name, build, shape, target, path):
     torch.manual_seed(0)
-    model = build().eval()
+    model, x = build().eval(), torch.randn(shape)
     x0 = torch.full_like(x, 0.1)
     truth = IntegratedGradients(model).attribute(x, x0, target=target if target is not None else 0, method=PAIRS[path], n_steps=17)
     asked = target if target is not None else zl.target.output(column)
@@ -61,10 +61,10 @@ def test_integrated_gradients_are_captums_on_its_own_models(name, build, x, targ
     assert close(found.values, truth)
 
 
-@pytest.mark.parametrize(("name", "build", "x", "target"), CASES, ids=lambda v: v if isinstance(v, str) else "")
-def test_gradient_x_input_is_captums_on_its_own_models(name, build, x, target):
+@pytest.mark.parametrize(("name", "build", "shape", "target"), CASES, ids=lambda v: v if isinstance(v, str) else "")
+def test_gradient_x_input_is_captums_on_its_own_models(name, build, shape, target):
     torch.manual_seed(0)
-    model = build().eval()
+    model, x = build().eval(), torch.randn(shape)
     truth = InputXGradient(model).attribute(x.clone().requires_grad_(), target=target if target is not None else 0)
     found = zl.gradient_x_input(model, x, target=target if target is not None else column, baseline=zl.baseline.zeros())
     assert close(found.values, truth.detach())

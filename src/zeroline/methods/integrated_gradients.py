@@ -95,12 +95,12 @@ def _fixed(question: Question, nodes: Tensor, weights: Tensor, has_ends: bool, p
     f, slopes = torch.zeros(2, batch, count, dtype=torch.float64)
     done = 0
     for node in question.along(samples, nodes[index]):
-        rows = slice(done, done + len(node.t))
-        f[node.samples, index[rows]] = node.values.double().cpu()
-        slopes[node.samples, index[rows]] = node.slopes.double().cpu()
+        where = index[node.rows]
+        f[node.samples, where] = node.values.double().cpu()
+        slopes[node.samples, where] = node.slopes.double().cpu()
         for rule_weights, parts in zip(rules, sums):
-            _add(parts, node.samples, node.gradients, rule_weights[index[rows]])
-        done = rows.stop
+            _add(parts, node.samples, node.gradients, rule_weights[where])
+        done += len(node.rows)
         if progress:
             progress(done, len(samples))
     values = _times_step(question, sums[0])

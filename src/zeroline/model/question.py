@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zeroline.attribution import Attribution, rounding
 from zeroline.baseline import Baseline
-from zeroline.errors import BaselineError, GradientError, InputError, ModelStateError, NonFiniteError, TargetError
+from zeroline.errors import BaselineError, GradientError, ModelStateError, NonFiniteError, TargetError
 from zeroline.model import identity, memory
 from zeroline.model.inputs import Inputs
 from zeroline.model.places import Place, run
@@ -28,8 +28,9 @@ Features = tuple[Tensor, ...]
 
 @dataclass
 class Nodes:
-    """Path points evaluated in one pass: samples [n], t [n], f [n], slopes <g, z - z0> [n], gradients per part."""
+    """Path points evaluated in one pass, all [n]: rows of the request, samples, t, f, slopes <g, z - z0>; gradients per part."""
 
+    rows: Tensor
     samples: Tensor
     t: Tensor
     values: Tensor
@@ -93,19 +94,26 @@ class Question:
 
     def along(self, samples: Tensor, t: Tensor) -> Iterator[Nodes]:
         """Values and gradients at the path points ``z0 + t (z - z0)`` of ``samples``, a few rows per pass."""
-        for rows in self._batches(samples):
-            yield self._evaluate(samples[rows], t[rows])
-
-    def _batches(self, samples: Tensor) -> Iterator[slice]:
         if not self.inputs.repeatable:
-            raise InputError("an input hides its batch in an object (a key-value cache): only first-order methods can explain such a call")
+            yield from self._along_in_whole_batches(samples, t)
+            return
         start = 0
         while start < len(samples):
-            stop = start + (self.rows_per_pass or 1)
-            yield slice(start, min(stop, len(samples)))
-            start = stop
+            rows = torch.arange(start, min(start + (self.rows_per_pass or 1), len(samples)))
+            yield self._evaluate(rows, samples[rows], t[rows])
+            start += len(rows)
 
-    def _evaluate(self, samples: Tensor, t: Tensor) -> Nodes:
+    def _along_in_whole_batches(self, samples: Tensor, t: Tensor) -> Iterator[Nodes]:
+        """For inputs whose rows cannot be chosen (a key-value cache): every pass holds each sample once, at its next point."""
+        waiting = [(samples == b).nonzero().flatten().tolist() for b in range(self.batch)]
+        while any(waiting):
+            rows = torch.tensor([queue.pop(0) if queue else -1 for queue in waiting])
+            found = self._evaluate(rows, self.everyone(), torch.where(rows < 0, 1.0, t[rows]))
+            kept = (rows >= 0).nonzero().flatten()
+            gradients = tuple(g[kept.to(g.device)] for g in found.gradients)
+            yield Nodes(rows[kept], found.samples[kept], found.t[kept], found.values[kept], found.slopes[kept], gradients)
+
+    def _evaluate(self, rows: Tensor, samples: Tensor, t: Tensor) -> Nodes:
         """One pass over the rows, forward and backward to the site."""
         meter = memory.Meter() if self.rows_per_pass is None else None
         points = tuple(_between(z0, z, samples, t).requires_grad_() for z0, z in zip(self.baseline_features, self.features))
@@ -116,11 +124,11 @@ class Question:
                 values, gradients = self._gradients(points, samples, t)
             self.rows_per_pass = memory.rows_that_fit(meter.bytes // len(samples), points[0].device)
         for end, truth in ((0.0, self.baseline_output), (1.0, self.output)):
-            rows = (t == end).nonzero().flatten()
-            self.require_same(values[rows], samples[rows], truth)
+            ends = (t == end).nonzero().flatten()
+            self.require_same(values[ends], samples[ends], truth)
         steps = tuple(d.index_select(0, samples.to(d.device)) for d in self.steps)
         slopes = torch.stack([(double(g) * double(d)).flatten(1).sum(1) for g, d in zip(gradients, steps)]).sum(0)
-        return Nodes(samples, t, values, slopes, gradients)
+        return Nodes(rows, samples, t, values, slopes, gradients)
 
     def _gradients(self, points: Features, samples: Tensor, t: Tensor) -> tuple[Tensor, Features]:
         def transform(i: int, tensor: Tensor) -> Tensor:

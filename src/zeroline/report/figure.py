@@ -88,14 +88,14 @@ def overlay(view: View) -> Picture:
     return np.asarray(grey * (1 - opacity) + colour * opacity, dtype=np.float32)
 
 
-def figure(attribution: Attribution, view: View, *, sample: int = 0, title: str | None = None) -> Any:
+def figure(attribution: Attribution, view: View, *, sample: int = 0) -> Any:
     """A ``matplotlib.figure.Figure`` with the panels side by side and the figures of the record below."""
     from matplotlib.figure import Figure
 
     one = attribution.sample(sample)
     drawn = Figure(figsize=(13.2, 4.1), dpi=130, facecolor="white", layout="constrained")
     axes = drawn.subplots(1, 4)
-    headline = title or f"What the {one.target[0]} is based on, measured from the {one.baseline} baseline"
+    headline = f"What the {one.target[0]} is based on, measured from the {one.baseline} baseline"
     drawn.suptitle(headline, fontsize=13, fontweight="bold")
     axes[0].imshow(view.photograph)
     axes[0].set_title(f"image x: f = {float(one.output[0]):.3g}", fontsize=11)
