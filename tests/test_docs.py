@@ -25,7 +25,8 @@ def without_the_last_digits(text):
     return re.sub(r"-?\d+\.\d+(?:e-?\d+)?", lambda m: f"{float(m[0]):.2g}", folded)
 
 
-def test_the_python_example_prints_what_the_readme_shows():
+def test_the_python_example_prints_what_the_readme_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it writes nine.png
     printed = io.StringIO()
     with redirect_stdout(printed):
         exec(compile(blocks("python")[0], "README.md", "exec"), {})
