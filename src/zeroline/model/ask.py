@@ -7,7 +7,7 @@ baseline input, one with the site replaced, and the tests (is the site a cut? ma
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -90,11 +90,8 @@ def _at_x(model: nn.Module, inputs: Inputs, places: tuple[Place, ...], target: T
     execution = "full"
     with torch.set_grad_enabled(gradient):
         try:
-            if prefix is None:
+            with prefix.recorded() if prefix is not None else nullcontext():
                 output = run(model, inputs, places, transform)
-            else:
-                with prefix.recorded():
-                    output = run(model, inputs, places, transform)
         except Unsound as reason:
             prefix, execution = None, f"full: {reason}"
             output = run(model, inputs, places, transform)

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 T = TypeVar("T")
-_cache: WeakKeyDictionary[nn.Module, tuple[int, str]] = WeakKeyDictionary()
 
 
 def model_class(model: nn.Module) -> str:
@@ -45,7 +44,7 @@ def weights_hash(model: nn.Module) -> Callable[[], str]:
                 return "unknown: the model is gone"
             if weights_version(model) != then:
                 return "unknown: the weights have changed since"
-            known.append(_hash(model, then))
+            known.append(_hash(model))
         return known[0]
 
     return compute
@@ -80,15 +79,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _hash(model: nn.Module, current: int) -> str:
-    cached = _cache.get(model)
-    if cached is not None and cached[0] == current:
-        return cached[1]
+_hashes: Memory[str] = Memory()
+
+
+def _hash(model: nn.Module) -> str:
+    cached = _hashes.get(model, "hash")
+    if cached is not None:
+        return cached
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8) if tensor.numel() else None
         if raw is not None:
             digest.update(memoryview(raw.numpy()))
-    _cache[model] = (current, digest.hexdigest()[:16])
-    return _cache[model][1]
+    found = digest.hexdigest()[:16]
+    _hashes.put(model, "hash", found)
+    return found

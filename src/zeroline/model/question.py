@@ -8,6 +8,7 @@ which arithmetic is done with the answers is the method's business.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,11 +137,8 @@ class Question:
                 self.prefix.reached()
             return points[i].clone()  # a module after the site may write on what it gets
 
-        if self.prefix is None:
+        with self.prefix.replayed(samples) if self.prefix is not None else nullcontext():
             output = run(self.model, self.inputs.rows(samples), self.places, transform)
-        else:
-            with self.prefix.replayed(samples):
-                output = run(self.model, self.inputs.rows(samples), self.places, transform)
         value = checked(self.target.read(output, samples), samples, t)
         gradients, self.connected = differentiate(value, points)
         self.require_gradient()
