@@ -9,6 +9,7 @@
     │   ├── SiteError           the site is ambiguous, not reached, or has no gradient
     │   ├── TargetError         the target is not one number per sample
     │   ├── BaselineError       the baseline does not fit the site or the model
+    │   ├── TraceError          an attention, or the way to it, cannot be followed: which operation
     │   └── ModelStateError     the model would change or answer at random while it is explained
     └── RunError                something went wrong on the way (exit status 1)
         ├── NonFiniteError      NaN or infinity: which sample, which point of the path
@@ -74,6 +75,10 @@ class TargetError(UsageError):
 
 class BaselineError(UsageError):
     """The baseline does not fit the site or the model."""
+
+
+class TraceError(UsageError):
+    """The model's attention, or the way of its tokens, cannot be followed."""
 
 
 class ModelStateError(UsageError):

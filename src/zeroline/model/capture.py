@@ -1,0 +1,363 @@
+"""Seeing every attention of a forward pass: one mode that watches torch functions, none of the model's code touched.
+
+Holds ``Seen`` (one attention computation: the tensors it read and wrote), ``Watch`` (the mode that finds them) and the
+record of where streams start: float inputs, embedding look-ups and learned tokens are made to require a gradient for
+the length of the pass, so that autograd draws the graph that ``rows`` and ``streams`` read.
+
+An attention is ``scaled_dot_product_attention``, or a softmax over the last dimension whose result (through dropout,
+casts, masks) is the left factor of a matrix product. ``nn.MultiheadAttention`` is one of the two inside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from zeroline.errors import ModelStateError, TraceError
+from zeroline.model.inputs import Inputs
+
+FUSED, MULTIHEAD, WRITTEN = "fused kernel", "nn.MultiheadAttention", "hand-written softmax"
+
+# functions through which scores stay scores and weights stay weights
+_KEEPS = frozenset(
+    "add add_ __add__ __radd__ __iadd__ sub __sub__ sub_ mul mul_ __mul__ __rmul__ __imul__ div div_ __truediv__ true_divide tanh dropout "
+    "masked_fill masked_fill_ where to float half bfloat16 double type type_as clamp clamp_ clip maximum max contiguous nan_to_num "
+    "view reshape unflatten flatten squeeze unsqueeze clone feature_alpha_dropout".split()
+)
+_PRODUCTS = frozenset("matmul __matmul__ bmm baddbmm einsum".split())
+# functions that take a parameter as data (a class token, learned queries), not as a weight
+_TAKES_TOKENS = frozenset(
+    "expand expand_as cat concat repeat tile unsqueeze view reshape broadcast_to __getitem__ clone stack flatten permute transpose "
+    "repeat_interleave to type_as type contiguous".split()
+)
+_TAKES_TOKENS_FIRST = frozenset("layer_norm linear dropout rms_norm".split())
+_ADDS = frozenset("add __add__ __radd__".split())
+# functions that move ids but make no new ones: what they give is still the input's (shifted decoder ids, say)
+_MOVES_IDS = frozenset(
+    "clone to long int view reshape __getitem__ cat contiguous masked_fill masked_fill_ where expand squeeze unsqueeze clamp clip pad roll "
+    "flatten detach flip transpose permute index_select gather repeat repeat_interleave type".split()
+)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that an attention reads or writes, with the order of its axes that makes it [..., heads, tokens, width]."""
+
+    tensor: Tensor
+    order: tuple[int, ...]
+
+    @property
+    def ordered(self) -> Tensor:
+        """The tensor as [..., heads, tokens, width]; without a graph."""
+        return self.tensor.detach().permute(self.order)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One attention computation. ``weights`` is kept where the model made a map itself; a fused kernel leaves None.
+
+    ``mask`` is the additive or Boolean mask of a fused kernel; ``scale`` its factor; None where the model's own map is kept.
+    """
+
+    path: str
+    index: int
+    how: str
+    query: Operand
+    key: Operand
+    value: Operand
+    output: Operand
+    weights: Operand | None = None
+    mask: Tensor | None = None
+    causal: bool = False
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a stream starts: ``input`` is a model input's name, or None where it is a parameter (``name`` then)."""
+
+    name: str
+    input: str | None
+    is_ids: bool = False
+
+
+@dataclass
+class Recording:
+    """What one pass left: the model's output, its attentions, and the leaves of its graph by ``id``."""
+
+    output: Any = None
+    seen: list[Seen] = field(default_factory=list)
+    starts: dict[int, Start] = field(default_factory=dict)
+    functions: dict[str, int] = field(default_factory=dict)
+    leaves: list[Tensor] = field(default_factory=list)  # kept alive: ``starts`` knows them by id
+
+
+Replace = Callable[[Seen, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Scores:
+    query: Operand
+    key: Operand
+
+
+@dataclass(frozen=True)
+class _Weights:
+    scores: _Scores | None
+
+
+class Watch(TorchFunctionMode):
+    """The mode. ``replace(seen, output)`` may give another output for an attention (the do-operator on its map)."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, recording: Recording, *, graph: bool, replace: Replace | None = None) -> None:
+        super().__init__()
+        self.recording = recording
+        self.graph = graph
+        self.replace = replace
+        self.parameters = {id(p): name for name, p in model.named_parameters()}
+        self.opened: list[nn.Parameter] = []
+        self.batch = inputs.batch
+        self.stack: list[str] = [""]
+        self.counts: dict[str, int] = {}
+        self.how: str | None = None
+        self.tags: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.derived: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        for name, tensor in inputs.tensors.items():
+            self.derived[tensor] = name
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", str(func))
+        if func is F.multi_head_attention_forward and self.how is None:
+            return self._inside_multi_head(func, args, kwargs)
+        if self.graph:
+            self._open_tokens(name, args)
+        if func is F.scaled_dot_product_attention:
+            return self._fused(func, args, kwargs)
+        out = func(*args, **kwargs)
+        if name == "__setitem__" and isinstance(args[2], Tensor) and (moved := self.derived.get(args[2])) is not None:
+            self.derived[args[0]] = moved
+        counts = self.recording.functions
+        counts[name] = counts.get(name, 0) + 1
+        if not isinstance(out, Tensor):
+            return out
+        if func is F.embedding and self.graph and out.is_floating_point():
+            return self._start_at_embedding(out, args, kwargs)
+        if name in _MOVES_IDS and not out.is_floating_point():
+            self._derive(out, args)
+        return self._follow(name, out, args, kwargs)
+
+    def _inside_multi_head(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the body of ``multi_head_attention_forward`` under the mode.
+
+        The body starts by handing itself to any mode; with that one question answered "no" for the length of
+        the call, it runs as written and the softmax or the kernel in it is seen like any other.
+        """
+        asks = F.has_torch_function
+        self.how = MULTIHEAD
+        try:
+            F.has_torch_function = lambda _: False  # type: ignore[attr-defined]
+            with self:
+                return func(*args, **kwargs)
+        finally:
+            F.has_torch_function = asks  # type: ignore[attr-defined]
+            self.how = None
+
+    def _fused(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given = {**dict(zip(names, args)), **kwargs}
+        if given.get("dropout_p"):
+            raise ModelStateError(f"attention in {self.stack[-1]!r} drops out at random (p={given['dropout_p']:g}); call model.eval() first")
+        mask = given.get("attn_mask")
+        if mask is not None and mask.requires_grad and not _content(mask):
+            given["attn_mask"] = mask = mask.detach()  # else another kernel would run than without us
+        query, key, value = given["query"], given["key"], given["value"]
+        out = func(**given)
+        scale = given.get("scale")
+        scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+        return self._saw(
+            out,
+            self.how or FUSED,
+            Operand(query, tuple(range(query.ndim))),
+            Operand(key, tuple(range(key.ndim))),
+            Operand(value, tuple(range(value.ndim))),
+            mask=None if mask is None else mask.detach(),
+            causal=bool(given.get("is_causal")),
+            scale=scale,
+        )
+
+    def _saw(self, out: Tensor, how: str, query: Operand, key: Operand, value: Operand, order: tuple[int, ...] | None = None, **more: Any) -> Tensor:
+        path = self.stack[-1]
+        index = self.counts.get(path, 0)
+        self.counts[path] = index + 1
+        seen = Seen(path, index, how, query, key, value, Operand(out, order or tuple(range(out.ndim))), **more)
+        if self.replace is not None:
+            out = self.replace(seen, out)
+        self.recording.seen.append(seen)
+        return out
+
+    def _follow(self, name: str, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Scores, weights and their product, in attention that is written out."""
+        if name in _PRODUCTS:
+            return self._product(name, out, args)
+        first = args[0] if args and isinstance(args[0], Tensor) else kwargs.get("input")
+        if name in ("softmax", "_softmax"):
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            if isinstance(first, Tensor) and out.ndim >= 3 and dim in (-1, out.ndim - 1):
+                tag = self.tags.get(first)
+                self.tags[out] = _Weights(tag if isinstance(tag, _Scores) else None)
+        elif name in _KEEPS:
+            for tensor in args[:3]:
+                if isinstance(tensor, Tensor) and tensor in self.tags and tensor.numel() == out.numel():
+                    self.tags[out] = self.tags[tensor]
+                    break
+        return out
+
+    def _product(self, name: str, out: Tensor, args: tuple[Any, ...]) -> Tensor:
+        if name == "einsum":
+            equation, operands = args[0], args[1] if isinstance(args[1], (list, tuple)) else args[1:]
+            if len(operands) != 2 or not isinstance(equation, str) or "." in equation:
+                return out
+            (left, right), letters = operands, re.split(r",|->", equation.replace(" ", ""))
+            if len(letters) != 3:
+                return out
+        else:
+            left, right = args[1:3] if name == "baddbmm" else args[:2]
+            letters = None
+        tag = self.tags.get(left)
+        if isinstance(tag, _Weights):
+            return self._written(tag, left, right, out, letters)
+        if isinstance(self.tags.get(right), _Weights):
+            raise TraceError(
+                f"the attention in {self.stack[-1]!r} multiplies by its weights from the right ({name}); zeroline follows weights @ values"
+            )
+        if out.ndim >= 3 and left.ndim >= 3 and right.ndim >= 3:
+            self.tags[out] = self._scores(left, right, letters)
+        return out
+
+    def _scores(self, left: Tensor, right: Tensor, letters: list[str] | None) -> _Scores:
+        if letters is None:
+            order = (*range(right.ndim - 2), right.ndim - 1, right.ndim - 2)
+            return _Scores(Operand(left, tuple(range(left.ndim))), Operand(right, order))
+        q, k, out = letters
+        width = next((c for c in q if c in k and c not in out), q[-1])
+        lead, query, key = out[:-2], out[-2], out[-1]
+        return _Scores(Operand(left, _order(q, lead + query + width)), Operand(right, _order(k, lead + key + width)))
+
+    def _written(self, tag: _Weights, left: Tensor, right: Tensor, out: Tensor, letters: list[str] | None) -> Tensor:
+        if tag.scores is None:
+            raise TraceError(f"the softmax in {self.stack[-1]!r} is attention, but no matrix product of queries and keys leads to it")
+        scores = tag.scores
+        plain = tuple(range(left.ndim))
+        if letters is None:
+            weights, value, order = Operand(left, plain), Operand(right, tuple(range(right.ndim))), tuple(range(out.ndim))
+        else:
+            a, v, o = letters
+            width = next((c for c in v if c in o and c not in a), v[-1])
+            key = next((c for c in a if c in v and c not in o), a[-1])
+            query = next((c for c in reversed(a) if c != key and c not in v), a[-2])
+            lead = "".join(c for c in a if c not in (query, key))
+            weights, value = Operand(left, _order(a, lead + query + key)), Operand(right, _order(v, lead + key + width))
+            order = _order(o, lead + query + width)
+        return self._saw(out, self.how or WRITTEN, scores.query, scores.key, value, order, weights=weights)
+
+    def _start_at_embedding(self, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        ids = args[0] if args else kwargs["input"]
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        name = self.derived.get(ids)
+        table = self.parameters.get(id(weight), "embedding")
+        return self._leaf(out, Start(name or table, name, is_ids=True))
+
+    def _leaf(self, tensor: Tensor, start: Start) -> Tensor:
+        """A copy that the model may write on, whose graph ends in a leaf that we know."""
+        leaf = tensor.detach().requires_grad_()
+        self.recording.starts[id(leaf)] = start
+        self.recording.leaves.append(leaf)
+        return leaf.clone() if not tensor.requires_grad else tensor
+
+    def open_input(self, name: str, tensor: Tensor) -> Tensor:
+        """A float input as a leaf of the graph."""
+        opened = self._leaf(tensor, Start(name, name))
+        self.derived[opened] = name
+        return opened
+
+    def _open_tokens(self, name: str, args: tuple[Any, ...]) -> None:
+        """Parameters that are used as tokens require a gradient from here on, so that their rows have a source."""
+        if name in _TAKES_TOKENS:
+            given: Iterable[Any] = args[0] if args and isinstance(args[0], (list, tuple)) else args[:1]
+        elif name in _TAKES_TOKENS_FIRST:
+            given = args[:1]
+        elif name in _ADDS:
+            given = [a for a in args[:2] if isinstance(a, Tensor) and a.ndim >= 2]
+        else:
+            return
+        for tensor in given:
+            parameter = self.parameters.get(id(tensor)) if isinstance(tensor, Tensor) else None
+            if parameter is not None and not tensor.requires_grad and tensor.is_floating_point():
+                tensor.requires_grad_(True)
+                self.opened.append(tensor)  # type: ignore[arg-type]
+                self.recording.starts[id(tensor)] = Start(parameter, None)
+
+    def _derive(self, out: Tensor, args: tuple[Any, ...]) -> None:
+        """Integers moved from an integer input keep its name: shifted ids are the decoder's stream."""
+        for tensor in args[0] if args and isinstance(args[0], (list, tuple)) else args:
+            if isinstance(tensor, Tensor) and (found := self.derived.get(tensor)) is not None:
+                self.derived[out] = found
+                return
+
+
+@contextmanager
+def watched(
+    model: nn.Module, inputs: Inputs, *, graph: bool = True, replace: Replace | None = None, values: Mapping[str, Any] | None = None
+) -> Iterator[Recording]:
+    """Run ``model(...)`` under the mode; inside the block the recording is there, after it everything is put back."""
+    recording = Recording()
+    watch = Watch(model, inputs, recording, graph=graph, replace=replace)
+    names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+    with ExitStack() as stack:
+        stack.callback(lambda: [p.requires_grad_(False) for p in watch.opened])
+
+        def enter(module: nn.Module, _: Any) -> None:
+            watch.stack.append(names[id(module)])
+
+        def leave(module: nn.Module, _: Any, __: Any) -> None:
+            watch.stack.pop()
+
+        for module in model.modules():
+            stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
+        opened = {n: watch.open_input(n, t) for n, t in inputs.floating().items() if graph and "mask" not in n}
+        with watch:
+            recording.output = inputs.with_values({**opened, **(values or {})}).call(model)
+        yield recording
+
+
+def _content(mask: Tensor) -> bool:
+    """Does a mask depend on more than parameters: on embeddings or earlier attention?"""
+    seen: set[Any] = set()
+    waiting = [mask.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::AccumulateGrad" and not isinstance(node.variable, nn.Parameter):
+            return True
+        waiting += [n for n, _ in node.next_functions]
+    return False
+
+
+def _order(letters: str, wanted: str) -> tuple[int, ...]:
+    """The permutation that brings axes named ``letters`` into the order ``wanted``."""
+    if sorted(letters) != sorted(wanted):
+        raise TraceError(f"an einsum over axes {letters!r} is no attention that zeroline knows (expected {wanted!r} in some order)")
+    return tuple(letters.index(c) for c in wanted)
