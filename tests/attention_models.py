@@ -6,6 +6,7 @@ them are heterogenous. ``eager`` builds the same model with stored attention map
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ def hf(kind: str, config: Any, attention: str) -> nn.Module:
     import transformers
 
     try:
-        return getattr(transformers, kind)._from_config(config, attn_implementation=attention)
+        return getattr(transformers, kind)._from_config(copy.deepcopy(config), attn_implementation=attention)
     except ValueError:  # a part of the model has no fused attention: each part chooses
         return getattr(transformers, kind)._from_config(config)
 

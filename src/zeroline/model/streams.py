@@ -90,6 +90,11 @@ class State:
     own: dict[str, Link] = field(default_factory=dict)
     _sources: dict[int, Link] = field(default_factory=dict)
 
+    @property
+    def size(self) -> int:
+        """Rows in all."""
+        return self.layout.rows
+
 
 @dataclass(eq=False)
 class _Source:

@@ -1,0 +1,230 @@
+"""The result of an attention route: how much each token of each source matters, without a unit.
+
+Holds the ``Relevance`` record. Relevance adds up to nothing in particular, so there is no attribution error, and it is
+no ``Attribution``: the two are never mixed up. It saves, loads and prints; it never draws itself and never runs a model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeroline.errors import InputError, LoadError, NotFoundError, UsageError
+
+FORMAT = 1
+KIND = "relevance"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How a stream's tokens lie: ``prefix`` learned ones (class, registers), then ``grid`` (rows, columns) of patches, or a line."""
+
+    prefix: int = 0
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Relevance:
+    """Relevance per source, per token, and per call.
+
+    ``by_source[stream]`` is [batch, tokens]; the stream is a model input's name, or a parameter's where tokens are learned.
+    ``per_call[stream]`` is [calls, batch, tokens]: what each call moved onto the tokens that its keys stand for, in the
+    order of ``calls``. ``output`` is f(x), float64 [batch]. ``calls`` holds (name, kind) pairs; ``corrected`` their numbers.
+    What the method substitutes in the model it declares in ``substitutes``: nothing, for relevance over the graph.
+    """
+
+    by_source: Mapping[str, Tensor]
+    per_call: Mapping[str, Tensor]
+    tokens: Mapping[str, Tokens]
+    method: str
+    target: tuple[str, ...]
+    output: Tensor
+    calls: tuple[tuple[str, str], ...]
+    corrected: tuple[int, ...]
+    readout: str = ""
+    substitutes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    model_class: str = ""
+    weights: Callable[[], str] | str = ""
+
+    @property
+    def model_id(self) -> str:
+        """Model class and a hash of its weights (computed when first asked for)."""
+        return f"{self.model_class}@{self.weights if isinstance(self.weights, str) else self.weights()}"
+
+    def of(self, stream: str) -> Tensor:
+        """``by_source[stream]``, or an error that names the streams there are."""
+        if stream not in self.by_source:
+            raise NotFoundError.among("stream", stream, self.by_source)
+        return self.by_source[stream]
+
+    def grid(self, stream: str | None = None, *, grid: tuple[int, int] | None = None, prefix: int | None = None) -> Tensor:
+        """Relevance of a stream's patches as [batch, rows, columns], class and register tokens left out.
+
+        ``stream`` may be left out where only one has a grid. ``grid`` and ``prefix`` go before what the model says.
+        """
+        name = self.gridded() if stream is None else stream
+        values = self.of(name)
+        (rows, columns), skip = self._lie(name, values.shape[1], grid, prefix)
+        return values[:, skip:].reshape(-1, rows, columns)
+
+    def gridded(self) -> str:
+        """The one stream whose tokens lie on a grid."""
+        found = [name for name, tokens in self.tokens.items() if tokens.grid]
+        if len(found) != 1:
+            raise UsageError(f"{len(found)} streams lie on a grid ({', '.join(found) or 'none'}); name one of {', '.join(self.by_source)}")
+        return found[0]
+
+    def call_grid(self, stream: str, *, grid: tuple[int, int] | None = None, prefix: int | None = None) -> Tensor:
+        """``per_call`` of a stream's patches as [calls, batch, rows, columns]."""
+        self.of(stream)
+        values = self.per_call[stream]
+        (rows, columns), skip = self._lie(stream, values.shape[2], grid, prefix)
+        return values[:, :, skip:].reshape(*values.shape[:2], rows, columns)
+
+    def share(self, stream: str) -> Tensor:
+        """The stream's part of all relevance, by size: [batch], between 0 and 1."""
+        total = torch.stack([r.abs().sum(1).double() for r in self.by_source.values() if len(r) == len(self.output)]).sum(0)
+        return self.of(stream).abs().sum(1).double() / total.clamp_min(torch.finfo(torch.float64).tiny)
+
+    def sample(self, index: int) -> Relevance:
+        """The record of one sample of the batch (shapes keep a batch of 1)."""
+        size = len(self.output)
+        if not -size <= index < size:
+            raise UsageError(f"sample {index} asked; the record has {size}")
+        pick = slice(index % size, index % size + 1)
+        own = {name: r[pick] if len(r) == size else r for name, r in self.by_source.items()}
+        calls = {name: r[:, pick] if r.shape[1] == size else r for name, r in self.per_call.items()}
+        return replace(self, by_source=own, per_call=calls, target=self.target[pick], output=self.output[pick])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the values, as JSON types."""
+        return {
+            "format": FORMAT,
+            "kind": KIND,
+            "method": self.method,
+            "target": list(self.target),
+            "output": self.output.tolist(),
+            "streams": {
+                name: {"tokens": r.shape[1], "prefix": self.tokens[name].prefix, "grid": self.tokens[name].grid, "total": r.sum(1).tolist()}
+                for name, r in self.by_source.items()
+            },
+            "calls": [{"name": name, "kind": kind} for name, kind in self.calls],
+            "corrected": list(self.corrected),
+            "readout": self.readout,
+            "substitutes": list(self.substitutes),
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+            "model": self.model_id,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write values and record to one safetensors file (to a temporary name first, then renamed)."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        tensors = {f"by_source/{name}": _packed(r) for name, r in self.by_source.items()}
+        tensors |= {f"per_call/{name}": _packed(r) for name, r in self.per_call.items()}
+        temporary = path.with_name(f".{path.name}.partial")
+        try:
+            save_file({**tensors, "output": _packed(self.output)}, temporary, {"zeroline": json.dumps(self.to_dict())})
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Relevance:
+        """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), "pt") as file:
+                record = json.loads((file.metadata() or {})["zeroline"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except FileNotFoundError:
+            raise LoadError(f"no file {str(path)!r}") from None
+        except (SafetensorError, KeyError, ValueError, OSError) as problem:
+            raise LoadError(f"{str(path)!r} is not a relevance that zeroline saved ({problem})") from None
+        if record.get("kind") != KIND or record.get("format") != FORMAT:
+            found = f"{record.get('kind', 'attribution')} of format {record.get('format')}"
+            raise LoadError(f"{str(path)!r} is {found}; this reads {KIND} of format {FORMAT}")
+        streams = record["streams"]
+        model_class, _, weights = record["model"].rpartition("@")
+        return cls(
+            by_source={name: tensors[f"by_source/{name}"] for name in streams},
+            per_call={name: tensors[f"per_call/{name}"] for name in streams if f"per_call/{name}" in tensors},
+            tokens={name: Tokens(s["prefix"], tuple(s["grid"]) if s["grid"] else None) for name, s in streams.items()},
+            output=tensors["output"],
+            target=tuple(record["target"]),
+            calls=tuple((c["name"], c["kind"]) for c in record["calls"]),
+            corrected=tuple(record["corrected"]),
+            substitutes=tuple(record["substitutes"]),
+            model_class=model_class,
+            weights=weights,
+            **{name: record[name] for name in ("method", "readout", "settings", "versions")},
+        )
+
+    def rows(self, sample: int = 0) -> list[tuple[str, str]]:
+        """The figures of one sample in words, for tables: (label, value) pairs."""
+        kinds = [kind for _, kind in self.calls]
+        lines = [
+            ("target", self.target[sample]),
+            ("f(x)", f"{float(self.output[sample]):.6g}"),
+            ("read at", self.readout),
+            ("attention calls", f"{len(kinds)} ({kinds.count('heterogenous')} heterogenous), {len(self.corrected)} corrected"),
+        ]
+        for name, r in self.by_source.items():
+            if len(r) != len(self.output):
+                lines.append((name, f"{r.shape[1]} tokens of {len(r)} samples"))
+                continue
+            best = int(r[sample].abs().argmax())
+            lines.append((name, f"{r.shape[1]} tokens, {float(self.share(name)[sample]):.1%} of the relevance, most on {self.where(name, best)}"))
+        return lines
+
+    def where(self, stream: str, token: int) -> str:
+        """A token in words: "patch (3, 4)", "class or register token 0", "token 5"."""
+        lie = self.tokens[stream]
+        if token < lie.prefix:
+            return f"class or register token {token}"
+        if lie.grid is None:
+            return f"token {token}"
+        row, column = divmod(token - lie.prefix, lie.grid[1])
+        return f"patch ({row}, {column})"
+
+    def _lie(self, stream: str, count: int, grid: tuple[int, int] | None, prefix: int | None) -> tuple[tuple[int, int], int]:
+        known = self.tokens[stream]
+        shape = grid or known.grid
+        if shape is None:
+            skip = known.prefix if prefix is None else prefix
+            side = math.isqrt(max(count - skip, 0))
+            if side < 2 or side * side != count - skip:
+                raise InputError(f"the {count} tokens of {stream!r} are no square grid after {skip} prefix tokens; give grid=(rows, columns) and prefix")
+            shape = (side, side)
+        skip = prefix if prefix is not None else known.prefix if grid is None else count - shape[0] * shape[1]
+        if skip < 0 or skip + shape[0] * shape[1] != count:
+            asked = f"a grid of {shape[0]} x {shape[1]} with {max(skip, 0)} prefix tokens"
+            raise InputError(f"{asked} has {shape[0] * shape[1] + max(skip, 0)} tokens; {stream!r} has {count}")
+        return shape, skip
+
+    def __repr__(self) -> str:
+        size = len(self.output)
+        body = "\n".join(f"  {label:<22}{value}" for label, value in self.rows())
+        more = f"\n  ... and {size - 1} more samples: .sample(i)" if size > 1 else ""
+        return f"Relevance by {self.method}\n{body}{more}"
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<tr><th style='text-align:left'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in self.rows())
+        return f"<table><caption>Relevance by {escape(self.method)}</caption>{lines}</table>"
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
