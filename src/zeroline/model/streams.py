@@ -159,8 +159,21 @@ class Graph:
         state = State(Layout(len(value), 1))
         axes: Axes = ((Factor(len(value), True),),) if len(value) > 1 else ((),)
         self._keep(state, self._follow(value, fresh(axes), "the target"))
-        self._own([state])
+        for number, link in state._sources.items():
+            if number not in self._offset and self._sources[number].start.input is not None:
+                self._add_stream(number, state.layout, link)
+        self._own([state], exclusive=False)
         return state
+
+    def _add_stream(self, number: int, layout: Layout, link: Link) -> None:
+        """A stream that a target reads without any attention."""
+        source = self._sources[number]
+        self._number(source, layout, link)
+        name = source.start.name
+        while name in self.streams:
+            name += "#"
+        self.streams[name] = Stream(name, source.batch, source.tokens, 0, _grid_of(source))
+        self._offset[number] = (name, 0)
 
     def _keep(self, state: State, links: Links) -> None:
         state.from_calls = {number: link for (what, number), link in links.items() if what == "call"}
@@ -254,7 +267,7 @@ class Graph:
     def _source(self, start: Start, owner: object, rows: Rows) -> Links:
         keep = tuple(any(f.kept or f.live is not None for f in axis) for axis in rows.axes)
         shape = rows.shape
-        key: object = (owner, shape, keep) if start.input is None else (id(owner) if isinstance(owner, Tensor) else owner)
+        key: object = (owner, shape) if start.input is None else (id(owner) if isinstance(owner, Tensor) else owner)
         number = self._source_at.get(key)
         if number is None:
             number = self._source_at[key] = len(self._sources)
@@ -421,8 +434,8 @@ class Graph:
         first_row = {n: min(int(s._sources[n].ids.min()) for s in states if n in s._sources) for n in found}
         return dict(sorted(found.items(), key=lambda item: first_row[item[0]]))
 
-    def _own(self, states: list[State]) -> None:
-        """For every row of a state the token that it is: of the first source, in rank, that feeds it."""
+    def _own(self, states: list[State], exclusive: bool = True) -> None:
+        """For every row of a state the token that it is: of the first source, in rank, that feeds it (a target's row may be several)."""
         for state in states:
             covered = torch.zeros(state.layout.rows, dtype=torch.bool)
             for number in self._ranked():
@@ -436,7 +449,7 @@ class Graph:
                     continue
                 stream = self.streams[name]
                 free = ~covered[link.ids]
-                covered[link.ids] = True
+                covered[link.ids] = exclusive
                 tokens = source.sample[link.rows] * stream.tokens + offset + source.token[link.rows]
                 ids, tokens = link.ids[free], tokens[free]
                 weight = None if link.weight is None else link.weight[free]
