@@ -19,29 +19,48 @@ from types import ModuleType
 
 from zeroline import baseline, errors, site, target
 from zeroline.attribution import Attribution
-from zeroline.methods import METHODS, gradient_x_input, integrated_gradients, taylor
+from zeroline.methods import (
+    METHODS,
+    ROUTES,
+    attention_relevance,
+    attention_transfer,
+    gradient_x_input,
+    integrated_attention,
+    integrated_gradients,
+    rollout,
+    taylor,
+)
 from zeroline.model.listing import sites
 from zeroline.model.surgery import capture, replaced
+from zeroline.model.trace import trace
+from zeroline.relevance import Relevance
 from zeroline.target import contrast, logit, top
 
 __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "ROUTES",
     "Attribution",
+    "Relevance",
+    "attention_relevance",
+    "attention_transfer",
     "baseline",
     "capture",
     "contrast",
     "errors",
     "gradient_x_input",
+    "integrated_attention",
     "integrated_gradients",
     "logit",
     "replaced",
+    "rollout",
     "site",
     "sites",
     "target",
     "taylor",
     "top",
+    "trace",
     "zoo",
 ]
 

@@ -12,6 +12,7 @@ spelling               meaning
 ``encoder.layer.3``    output of that module; ``*`` and ``?`` as in file names
 ``encoder.gru[0]``     element 0 (or ``[hidden]``) of a tuple (or dict) output
 ``encoder.shared#1``   the module's second call in one forward pass
+``attention:NAME#1``   attention map of the module's second attention in one pass
 ``A + B``              joint site: both on one path
 ``all:layers.*``       joint site of every module that matches
 =====================  =============================================================
@@ -38,7 +39,7 @@ class Site:
     in a tuple (by index) or a dict (by key).
     """
 
-    kind: Literal["input", "embedding", "module", "joint", "all"]
+    kind: Literal["input", "embedding", "module", "attention", "joint", "all"]
     name: str | None = None
     output: int | str | None = None
     call: int = 0
@@ -64,6 +65,9 @@ class Site:
             return cls("embedding", name or None)
         if head == "all" and name:
             return cls("all", name)
+        if head == "attention":
+            path, _, call = name.partition("#")
+            return cls("attention", path, call=int(call) if call.isdigit() else 0)
         match = _MODULE.fullmatch(parts[0])
         if match is None:
             raise SiteError(f"cannot read the site {text!r}; write a module as NAME, NAME[OUTPUT] or NAME#CALL, or input:NAME")
@@ -74,6 +78,8 @@ class Site:
     def __str__(self) -> str:
         if self.kind == "joint":
             return " + ".join(str(part) for part in self.joint)
+        if self.kind == "attention":
+            return f"attention:{self.name or ''}{f'#{self.call}' if self.call else ''}"
         if self.kind != "module":
             return f"{self.kind}:{self.name}" if self.name else self.kind
         name = self.name if self.name is not None else type(self.module).__name__
@@ -96,6 +102,11 @@ def module(where: str | nn.Module, *, output: int | str | None = None, call: int
     if isinstance(where, nn.Module):
         return Site("module", None, output, call, where)
     return Site("module", where, output, call)
+
+
+def attention(path: str, *, call: int = 0) -> Site:
+    """The map of an attention, [batch, heads, queries, keys]: by the module that computes it, as ``zl.trace`` lists them."""
+    return Site("attention", path, call=call)
 
 
 def all_of(pattern: str) -> Site:

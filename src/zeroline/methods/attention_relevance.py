@@ -10,14 +10,14 @@ whose formulas are not public. The gradient of a map is dO v^T, so no map is sto
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zeroline.errors import InputError, NonFiniteError, NotFoundError, TargetError, UsageError
-from zeroline.maths.attention import CORRECTIONS, FUSIONS, Correction, correction_of, fused, vector_times
+from zeroline.errors import InputError, NonFiniteError, NotFoundError, TargetError
+from zeroline.maths.attention import FUSIONS, correction_of, fused, vector_times
 from zeroline.maths.propagation import Matrices, bimodal, carried, gathered, reverse
 from zeroline.model import identity
 from zeroline.model.ask import labels_of
@@ -32,7 +32,6 @@ from zeroline.target import Target, TargetLike, as_target
 RULES = ("graph", "chefer-bimodal")
 COVERAGES = ("complete", "incomplete")
 Guide = Tensor | Mapping[str, Tensor]
-T = TypeVar("T")
 
 
 def attention_relevance(
@@ -81,7 +80,7 @@ def attention_relevance(
         InputError: a guide of the wrong length, a grid that does not fit.
         NonFiniteError: NaN or infinity in the target or in an attention gradient.
     """
-    change = correction_of(correction)
+    correction_of(correction)
     _among("coverage", coverage, COVERAGES)
     _among("rule", rule, RULES)
     _among("head_fusion", head_fusion, FUSIONS)
@@ -95,22 +94,32 @@ def attention_relevance(
             raise TargetError("no targets were given")
         found = {}
         for number, (name, one) in enumerate(asked.items()):
-            sweep = _Sweep(pass_, records, as_target(one), change, calls, coverage, guide, head_fusion, readout)
+            options = {"correction": correction, "calls": calls, "coverage": coverage, "guide": guide, "head_fusion": head_fusion, "given": readout}
+            sweep = Sweep(pass_, records, as_target(one), **options)
             sweep.differentiate(keep=number + 1 < len(asked))
             run = sweep.graph_rule if rule == "graph" else sweep.bimodal_rule
             found[name] = sweep.record(run(), "rollout" if correction == "none" else "attention_relevance", settings, grid, prefix)
         return found if several else found[""]
 
 
-class _Sweep:
-    """One target's way back through the calls of one pass."""
+class Sweep:
+    """One target's way back through the calls of one pass: what is corrected, the gradients, the two rules."""
 
     def __init__(
-        self, pass_: Followed, records: tuple[Call, ...], target: Target, change: Correction | None, calls: Any, coverage: str, guide: Guide | None,
-        fusion: str, given: Given,
-    ) -> None:  # fmt: skip
+        self,
+        pass_: Followed,
+        records: tuple[Call, ...],
+        target: Target,
+        *,
+        correction: str = "positive",
+        calls: Any = "all",
+        coverage: str = "complete",
+        guide: Guide | None = None,
+        head_fusion: str = "mean",
+        given: Given = None,
+    ) -> None:
         self.pass_, self.graph, self.records = pass_, pass_.graph, records
-        self.change, self.fusion, self.given = change, fusion, given
+        self.change, self.fusion, self.given = correction_of(correction), head_fusion, given
         everyone = torch.arange(pass_.inputs.batch)
         self.target = target.resolve(pass_.recording.output, labels_of(pass_.model))
         self.value = checked(self.target.read(pass_.recording.output, everyone), everyone, None)
@@ -286,7 +295,7 @@ def _guides(guide: Guide | None, streams: Mapping[str, Stream]) -> dict[str, Ten
     return found
 
 
-def token_lie(pass_: Followed, by_source: Mapping[str, Tensor], grid: tuple[int, int] | None, prefix: int | None) -> dict[str, Tokens]:
+def token_lie(pass_: Followed, by_source: Iterable[str], grid: tuple[int, int] | None, prefix: int | None) -> dict[str, Tokens]:
     """How each stream's tokens lie: as given, as the pass showed, or as the model's configuration says."""
     streams = pass_.graph.streams
     lie = {name: Tokens(streams[name].prefix, streams[name].grid) for name in by_source}
@@ -325,5 +334,3 @@ def _plain(calls: Any) -> Any:
         return [_plain(c) for c in calls]
     return str(calls) if isinstance(calls, slice) else calls
 
-
-__all__ = ["CORRECTIONS", "attention_relevance", "UsageError"]

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from zeroline.errors import NotFoundError, SiteError
+from zeroline.model.capture import Seen, watched
 from zeroline.model.inputs import Inputs
+from zeroline.model.maps import maps_of, with_map
 from zeroline.site import Site
 
 Transform = Callable[[int, Tensor], Tensor]
@@ -25,16 +27,22 @@ Transform = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Place:
-    """An input by name, or a module's output by dotted name, call within the pass, and address in its output."""
+    """An input by name, or a module's output by dotted name, call within the pass, and address in its output.
+
+    With ``attention``, the map of the ``call``-th attention that the module computes.
+    """
 
     input: str | None = None
     module: str | None = None
     output: int | str | None = None
     call: int = 0
+    attention: bool = False
 
     def __str__(self) -> str:
         if self.input is not None:
             return f"input:{self.input}"
+        if self.attention:
+            return str(Site("attention", self.module, call=self.call))
         return str(Site("module", self.module, self.output, self.call))
 
 
@@ -52,6 +60,8 @@ def resolve(model: nn.Module, inputs: Inputs, site: Site) -> tuple[Place, ...]:
     if site.kind == "embedding":
         name, call = _embedding_of(model, inputs, site.name)
         return (Place(module=name, call=call),)
+    if site.kind == "attention":
+        return (Place(module=str(site.name), call=site.call, attention=True),)
     if site.module is not None:
         return (Place(module=_name_of(model, site.module), output=site.output, call=site.call),)
     if site.name in inputs.tensors and site.name not in dict(model.named_modules()):
@@ -77,9 +87,13 @@ def run(model: nn.Module, inputs: Inputs, places: tuple[Place, ...], transform: 
         return transform(i, tensor)
 
     changed = {place.input: through(i, inputs.named[place.input]) for i, place in enumerate(places) if place.input}
-    hooks = [_hook(model, place, i, through) for i, place in enumerate(places) if place.module is not None]
+    hooks = [_hook(model, place, i, through) for i, place in enumerate(places) if place.module is not None and not place.attention]
+    maps = {(place.module, place.call): i for i, place in enumerate(places) if place.attention}
     try:
-        output = inputs.with_values(changed).call(model)
+        if maps:
+            output = _with_maps(model, inputs.with_values(changed), maps, through)
+        else:
+            output = inputs.with_values(changed).call(model)
     finally:
         for hook in hooks:
             hook.remove()
@@ -88,6 +102,21 @@ def run(model: nn.Module, inputs: Inputs, places: tuple[Place, ...], transform: 
             again = f" call {place.call} of" if place.call else ""
             raise SiteError(f"the forward pass never reached{again} {str(place)!r}; it runs in another branch, or not at all for these inputs")
     return output
+
+
+def _with_maps(model: nn.Module, inputs: Inputs, maps: Mapping[tuple[str | None, int], int], through: Transform) -> Any:
+    """One pass in which the attention maps of some calls go through the transform, and their values through the result."""
+
+    def replace(seen: Seen, output: Tensor) -> Tensor:
+        index = maps.get((seen.path, seen.index))
+        if index is None:
+            return output
+        own = maps_of(seen, inputs.batch).attention()
+        put = through(index, own)
+        return output if put is own else with_map(seen, put, inputs.batch)
+
+    with watched(model, inputs, graph=False, replace=replace) as recording:
+        return recording.output
 
 
 def _hook(model: nn.Module, place: Place, index: int, through: Transform) -> Any:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from zeroline.errors import TargetError, UsageError
 from zeroline.maths.propagation import carried
-from zeroline.model.streams import Graph, Link, State, name_of
+from zeroline.model.maps import name_of
+from zeroline.model.streams import Graph, Link, State
 
 Given = int | Tensor | None
 

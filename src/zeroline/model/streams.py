@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from zeroline.errors import TraceError
-from zeroline.model.capture import Operand, Recording, Seen, Start
+from zeroline.model.capture import Operand, Recording, Start
+from zeroline.model.maps import heads_of, name_of
 from zeroline.model.rows import (
     NONE,
     Axes,
@@ -481,19 +482,6 @@ class Graph:
         return known[call]  # type: ignore[no-any-return]
 
 
-def name_of(seen: Seen) -> str:
-    """``path`` or ``path#index``, as sites are spelled."""
-    return (seen.path or "the model") + (f"#{seen.index}" if seen.index else "")
-
-
-def heads_of(operand: Operand, batch: int) -> int:
-    """Heads: the third axis from the right; in [batch x heads, tokens, width] what the batch leaves over."""
-    shape = [operand.tensor.shape[i] for i in operand.order]
-    if len(shape) > 3:
-        return int(shape[-3])
-    return int(shape[0]) // batch if len(shape) == 3 and shape[0] % batch == 0 else 1
-
-
 def layout_of(operand: Operand, batch: int) -> Layout:
     """Groups and tokens of an operand ordered as [..., heads, tokens, width]."""
     shape = [int(operand.tensor.shape[i]) for i in operand.order]
@@ -560,5 +548,3 @@ def _grid_of(source: _Source) -> tuple[int, int] | None:
         return sizes[0], sizes[1]
     return None
 
-
-__all__ = ["Graph", "Layout", "Link", "State", "Stream", "heads_of", "layout_of", "name_of"]

@@ -134,7 +134,8 @@ def _counting(name: str, forward: Callable[..., Any], wrap: Callable[[Key, Calla
 
 def _before(model: nn.Module, places: tuple[Place, ...]) -> list[tuple[str, nn.Module]]:
     """The largest modules that do not contain a site: the sites themselves and the siblings of their ancestors."""
-    sites = [place.module or "" for place in places]
+    # an attention is inside its module, as a site below it would be
+    sites = [f"{place.module}.attention".lstrip(".") if place.attention else place.module or "" for place in places]
     inside = {".".join(site.split(".")[:depth]) for site in sites for depth in range(len(site.split(".")))}
     inside.discard("")
     found: list[tuple[str, nn.Module]] = []

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from zeroline.errors import ModelStateError, NotFoundError, TraceError
 from zeroline.maths.attention import Maps
 from zeroline.model import identity
-from zeroline.model.capture import Operand, Recording, Seen, watched
+from zeroline.model.capture import Recording, Seen, watched
 from zeroline.model.inputs import Inputs
+from zeroline.model.maps import four, heads_of, maps_of, name_of
 from zeroline.model.rows import Node
 from zeroline.model.state import untouched
-from zeroline.model.streams import Graph, Stream, heads_of, layout_of, name_of
+from zeroline.model.streams import Graph, Stream, layout_of
 
 HOMOGENOUS, HETEROGENOUS = "homogenous", "heterogenous"
 
@@ -152,14 +153,7 @@ class Followed:
 
     def maps(self, number: int, output_gradient: Tensor | None = None) -> Maps:
         """A call's tensors as [groups, heads, tokens, width]."""
-        seen, batch = self.graph.calls[number], self.inputs.batch
-        query, key, value = (_four(getattr(seen, part), batch) for part in ("query", "key", "value"))
-        if len(query) != len(key):
-            raise TraceError(f"{name_of(seen)} has queries for {len(query)} samples and keys for {len(key)}; broadcast batches are not followed")
-        weights = None if seen.weights is None else _four(seen.weights, batch)
-        gradient = None if output_gradient is None else _four(Operand(output_gradient, seen.output.order), batch)
-        scale = 1.0 if seen.scale is None else seen.scale
-        return Maps(query, key, value, weights, _mask_of(seen, query), seen.causal, scale, gradient)
+        return maps_of(self.graph.calls[number], self.inputs.batch, output_gradient)
 
 
 def trace(model: nn.Module, inputs: Any) -> Trace:
@@ -246,7 +240,7 @@ def _call(graph: Graph, number: int) -> Call:
         index=seen.index,
         how=seen.how,
         heads=heads,
-        key_heads=_key_heads(_four(seen.key, graph.batch), heads),
+        key_heads=_key_heads(four(seen.key, graph.batch), heads),
         query_length=layout_of(seen.query, graph.batch).tokens,
         key_length=layout_of(seen.key, graph.batch).tokens,
         mask=_mask_words(seen),
@@ -275,27 +269,6 @@ def _key_heads(key: Tensor, heads: int) -> int:
     new = int((probe[1:] != probe[:-1]).any(1).sum()) + 1
     repeats = heads // new if heads % new == 0 else 1
     return new if repeats > 1 and torch.equal(probe[::repeats].repeat_interleave(repeats, 0), probe) else heads
-
-
-def _four(operand: Operand, batch: int) -> Tensor:
-    tensor = operand.ordered
-    if tensor.ndim == 3:
-        return tensor.unflatten(0, (-1, heads_of(operand, batch)))
-    return tensor.flatten(0, -4) if tensor.ndim > 4 else tensor
-
-
-def _mask_of(seen: Seen, query: Tensor) -> Tensor | None:
-    mask = seen.mask
-    if mask is None:
-        return None
-    ndim = seen.query.tensor.ndim
-    if ndim == 3:
-        return mask if mask.ndim == 2 else mask.unflatten(0, (-1, query.shape[1] if len(mask) != 1 else 1))
-    if ndim > 4:
-        lead = seen.query.tensor.shape[:-3]
-        mask = mask.expand(*lead, *mask.shape[-3:]) if mask.ndim >= 3 else mask
-        return mask.flatten(0, -4) if mask.ndim > 4 else mask
-    return mask
 
 
 def _refuse_hidden(model: nn.Module) -> None:
