@@ -49,9 +49,11 @@ def hf(kind: str, config: Any, attention: str) -> nn.Module:
     import transformers
 
     try:
-        return getattr(transformers, kind)._from_config(copy.deepcopy(config), attn_implementation=attention)
+        model = getattr(transformers, kind)._from_config(copy.deepcopy(config), attn_implementation=attention)
     except ValueError:  # a part of the model has no fused attention: each part chooses
-        return getattr(transformers, kind)._from_config(config)
+        model = getattr(transformers, kind)._from_config(config)
+    torch.manual_seed(0)  # the inputs that follow are the same, however the weights were drawn
+    return model
 
 
 def _image_family(kind: str, configuration: str, attention: str, **more: Any) -> tuple[nn.Module, Any]:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import zeroline as zl
-from zeroline.testing import ConformanceError, check_method
+from zeroline.testing import ConformanceError, check_method, check_route
+from zeroline.testing.routes import ROUTE_TOYS
 from zeroline.testing.toys import TOYS
 
 CLAIMS = {"integrated_gradients": 0.0101}  # relative error claimed; the others claim none
@@ -75,3 +76,37 @@ def test_a_method_that_breaks_a_law_is_caught(method, law):
 def test_a_sum_that_is_not_what_was_claimed_is_caught():
     with pytest.raises(ConformanceError, match="complete where claimed"):
         check_method(zl.gradient_x_input, tolerance=0.02, toys=["mlp"])
+
+
+ROUTES = {
+    "positive": zl.attention_relevance,
+    "signed, largest head": lambda *a, **k: zl.attention_relevance(*a, **k, correction="signed", head_fusion="max"),
+    "incomplete": lambda *a, **k: zl.attention_relevance(*a, **k, coverage="incomplete"),
+    "bi-modal": lambda *a, **k: zl.attention_relevance(*a, **k, rule="chefer-bimodal"),
+    "rollout": zl.rollout,
+}
+
+
+@pytest.mark.parametrize("toy", [toy.name for toy in ROUTE_TOYS])
+@pytest.mark.parametrize("name", sorted(ROUTES))
+def test_every_attention_route_keeps_every_law(name, toy):
+    assert len(check_route(ROUTES[name], toys=[toy])) > 10
+
+
+def _forgets_the_batch(model, inputs, **asked):
+    from dataclasses import replace
+
+    found = zl.attention_relevance(model, inputs, **asked)
+    return replace(found, by_source={n: r.mean(0, keepdim=True).expand_as(r) for n, r in found.by_source.items()})
+
+
+def _opens_a_parameter(model, inputs, **asked):
+    found = zl.attention_relevance(model, inputs, **asked)
+    next(iter(model.parameters())).requires_grad_(True)
+    return found
+
+
+@pytest.mark.parametrize(("route", "law"), [(_forgets_the_batch, "batch equals"), (_opens_a_parameter, "left as it was")])
+def test_a_route_that_breaks_a_law_is_caught(route, law):
+    with pytest.raises(ConformanceError, match=law):
+        check_route(route, toys=["two streams"])

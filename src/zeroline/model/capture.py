@@ -178,7 +178,7 @@ class Watch(TorchFunctionMode):
         if given.get("dropout_p"):
             raise ModelStateError(f"attention in {self.stack[-1]!r} drops out at random (p={given['dropout_p']:g}); call model.eval() first")
         mask = given.get("attn_mask")
-        if mask is not None and mask.requires_grad and not _content(mask):
+        if mask is not None and mask.requires_grad and not self._from_inputs(mask):
             given["attn_mask"] = mask = mask.detach()  # else another kernel would run than without us
         query, key, value = given["query"], given["key"], given["value"]
         out = func(**given)
@@ -315,6 +315,22 @@ class Watch(TorchFunctionMode):
                 return
 
 
+    def _from_inputs(self, mask: Tensor) -> bool:
+        """Does a mask depend on the inputs' content, and not on parameters (a position bias) alone?"""
+        seen: set[Any] = set()
+        waiting = [mask.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            start = self.recording.starts.get(id(node.variable)) if hasattr(node, "variable") else None
+            if start is not None and start.input is not None:
+                return True
+            waiting += [n for n, _ in node.next_functions]
+        return False
+
+
 @contextmanager
 def watched(
     model: nn.Module, inputs: Inputs, *, graph: bool = True, replace: Replace | None = None, values: Mapping[str, Any] | None = None
@@ -339,21 +355,6 @@ def watched(
         with watch:
             recording.output = inputs.with_values({**opened, **(values or {})}).call(model)
         yield recording
-
-
-def _content(mask: Tensor) -> bool:
-    """Does a mask depend on more than parameters: on embeddings or earlier attention?"""
-    seen: set[Any] = set()
-    waiting = [mask.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name() == "torch::autograd::AccumulateGrad" and not isinstance(node.variable, nn.Parameter):
-            return True
-        waiting += [n for n, _ in node.next_functions]
-    return False
 
 
 def _order(letters: str, wanted: str) -> tuple[int, ...]:

@@ -456,8 +456,8 @@ class Graph:
                 weight = None if link.weight is None else link.weight[free]
                 if not len(ids):
                     continue
-                pairs, inverse = torch.unique(torch.stack([ids, tokens]), dim=1, return_inverse=True)
-                if pairs.shape[1] < len(ids):
+                if source.positions > source.batch * source.tokens:  # several positions are one token (pixels of a patch)
+                    pairs, inverse = torch.unique(torch.stack([ids, tokens]), dim=1, return_inverse=True)
                     ids, tokens = pairs
                     weight = None if weight is None else torch.zeros(pairs.shape[1]).index_add_(0, inverse, weight)
                 if name in state.own:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from zeroline.errors import NotFoundError
 from zeroline.testing.laws import CASE_LAWS, METHOD_LAWS, Case, Method
+from zeroline.testing.routes import ROUTE_LAWS, ROUTE_TOYS, Route
 from zeroline.testing.toys import TOYS
 
-__all__ = ["ConformanceError", "check_method"]
+__all__ = ["ConformanceError", "check_method", "check_route"]
 
 
 class ConformanceError(AssertionError):
@@ -45,6 +46,26 @@ def check_method(method: Method, *, tolerance: float | None = None, toys: Sequen
             for law in CASE_LAWS:
                 _try(law.__name__, f"{toy.name} at {site or 'the input'}", lambda law=law, case=case: law(case))
                 held.append(f"{law.__name__}: {toy.name} at {site or 'the input'}")
+    return held
+
+
+def check_route(route: Route, *, toys: Sequence[str] | None = None) -> list[str]:
+    """Run every law for attention routes on every toy model; return what held, raise ConformanceError at the first breach.
+
+    Args:
+        route: ``route(model, inputs, *, target) -> Relevance``.
+        toys: names of toy models, default all (see ``zeroline.testing.routes.ROUTE_TOYS``).
+    """
+    known = [toy.name for toy in ROUTE_TOYS]
+    for asked in toys or ():
+        if asked not in known:
+            raise NotFoundError.among("toy model", asked, known)
+    held = []
+    for toy in ROUTE_TOYS:
+        if toys is None or toy.name in toys:
+            for law in ROUTE_LAWS:
+                _try(law.__name__, toy.name, lambda law=law, toy=toy: law(route, toy))
+                held.append(f"{law.__name__}: {toy.name}")
     return held
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from zeroline import baseline as baselines
 from zeroline.attribution import Attribution
@@ -134,15 +136,15 @@ def the_model_is_left_as_it_was(case: Case) -> None:
     first.requires_grad_(False)
     first.grad = torch.ones_like(first)
     next(module for module in model.modules() if not list(module.children())).train()
-    before, output = _fingerprint(model), _logits(model, inputs)
+    before, output = fingerprint(model), _logits(model, inputs)
     case(model, inputs)
-    assert _fingerprint(model) == before, "something in the model changed"
+    assert fingerprint(model) == before, "something in the model changed"
     assert torch.equal(_logits(model, inputs), output)
 
 
 def the_model_is_left_as_it_was_after_an_error(case: Case) -> None:
     model, inputs = case.build()
-    before = _fingerprint(model)
+    before = fingerprint(model)
 
     class Interrupted(Exception):
         pass
@@ -162,12 +164,12 @@ def the_model_is_left_as_it_was_after_an_error(case: Case) -> None:
             pass
         else:
             return  # the method was through before this pass
-        assert _fingerprint(model) == before, f"something in the model changed by an error in pass {calls}"
+        assert fingerprint(model) == before, f"something in the model changed by an error in pass {calls}"
 
 
 def the_model_is_left_as_it_was_after_an_error_inside_it(case: Case) -> None:
     model, inputs = case.build()
-    before = _fingerprint(model)
+    before = fingerprint(model)
     last = [module for module in model.modules() if not list(module.children())][-1]
     original = type(last).forward
 
@@ -192,7 +194,7 @@ def the_model_is_left_as_it_was_after_an_error_inside_it(case: Case) -> None:
             return  # the method was through before this call
         finally:
             type(last).forward = original
-        assert _fingerprint(model) == before, f"something in the model changed by an error in call {calls} of its last module"
+        assert fingerprint(model) == before, f"something in the model changed by an error in call {calls} of its last module"
 
 
 def records_survive_saving(case: Case) -> None:
@@ -211,10 +213,10 @@ def records_survive_saving(case: Case) -> None:
 def repeating_does_not_grow_memory(case: Case) -> None:
     model, inputs = case.build()
     case(model, inputs)
-    before = _live_tensors()
+    before = live_tensors()
     for _ in range(3):
         case(model, inputs)
-    assert _live_tensors() <= before + 2, "tensors stay alive after the call"
+    assert live_tensors() <= before + 2, "tensors stay alive after the call"
 
 
 def a_training_model_with_dropout_is_refused(case: Case) -> None:
@@ -316,6 +318,11 @@ def _features(model: nn.Module, inputs: Any, site: str) -> Tensor:
     if site.startswith("input:"):
         name = site.removeprefix("input:")
         return inputs[name] if isinstance(inputs, Mapping) else inputs[0] if isinstance(inputs, tuple) else inputs  # type: ignore[no-any-return]
+    if site.startswith("attention:"):
+        maps: list[Tensor] = []
+        with _written_out(model.get_submodule(site.removeprefix("attention:")), lambda a: maps.append(a) or a):
+            _logits(model, inputs)
+        return maps[0]
     name, _, call = site.partition("#")
     name, _, output = name.partition("[")
     seen: list[Any] = []
@@ -342,6 +349,9 @@ def _replaced_scores(model: nn.Module, inputs: Any, site: str, z0: Tensor) -> Te
     if site.startswith("input:"):
         changed = z0 if isinstance(inputs, Tensor) else (z0,) if isinstance(inputs, tuple) else {**inputs, site.removeprefix("input:"): z0}
         return _logits(model, changed)
+    if site.startswith("attention:"):
+        with _written_out(model.get_submodule(site.removeprefix("attention:")), lambda a: z0):
+            return _logits(model, inputs)
     name, _, call = site.partition("#")
     name, _, output = name.partition("[")
     calls = [0]
@@ -361,7 +371,30 @@ def _replaced_scores(model: nn.Module, inputs: Any, site: str, z0: Tensor) -> Te
         hook.remove()
 
 
-def _fingerprint(model: nn.Module) -> dict[str, Any]:
+@contextmanager
+def _written_out(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the block, fused attention inside ``module`` is softmax(q k^T) v with the map changed."""
+    fused = functional.scaled_dot_product_attention
+
+    def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return change((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)) @ v
+
+    def enter(*_: Any) -> None:
+        functional.scaled_dot_product_attention = explicit
+
+    def leave(*_: Any) -> None:
+        functional.scaled_dot_product_attention = fused
+
+    hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = fused
+        for hook in hooks:
+            hook.remove()
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
     """Everything of a model that an explanation could leave changed."""
     modules = dict(model.named_modules())
     return {
@@ -377,6 +410,6 @@ def _fingerprint(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _live_tensors() -> int:
+def live_tensors() -> int:
     gc.collect()
     return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())

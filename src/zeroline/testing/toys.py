@@ -124,7 +124,7 @@ TOYS: tuple[Toy, ...] = (
     Toy("linear", Flat, lambda: torch.randn(2, 2, 3, 5), (None,)),
     Toy("mlp", _mlp, lambda: torch.randn(2, 7), (None, "0", "3")),
     Toy("convolutional", Convolutional, lambda: torch.randn(2, 3, 6, 10), (None, "body.0", "body.2", "body")),
-    Toy("transformer", Transformer, lambda: (torch.randn(2, 5, 8),), (None, "blocks.0", "blocks.1.mlp")),
+    Toy("transformer", Transformer, lambda: (torch.randn(2, 5, 8),), (None, "blocks.0", "blocks.1.mlp", "attention:blocks.1")),
     Toy("structured", Structured, _structured_inputs, ("input:features", "recurrent[0]", "twice#1")),
     Toy("words", Words, lambda: torch.randint(0, 11, (2, 4)), ("embedding:ids", "embed")),
     Toy("mlp in bfloat16", _mlp, lambda: torch.randn(2, 7).bfloat16(), (None, "0"), torch.bfloat16),
