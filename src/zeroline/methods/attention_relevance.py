@@ -311,9 +311,10 @@ def token_lie(pass_: Followed, by_source: Iterable[str], grid: tuple[int, int] |
         tokens = streams[name].tokens
         shape = grid or lie[name].grid
         before = prefix if prefix is not None else (tokens - shape[0] * shape[1] if shape else 0)
-        if shape is not None and before + shape[0] * shape[1] != tokens:
-            asked = f"a grid of {shape[0]} x {shape[1]} with {max(before, 0)} prefix tokens"
-            raise InputError(f"{asked} has {shape[0] * shape[1] + max(before, 0)} tokens; {name!r} has {tokens}")
+        if before < 0 or (shape is not None and before + shape[0] * shape[1] != tokens):
+            rows, columns = shape or (0, 0)
+            asked = f"a grid of {rows} x {columns} with {max(before, 0)} prefix tokens"
+            raise InputError(f"{asked} has {rows * columns + max(before, 0)} tokens; {name!r} has {tokens}")
         lie[name] = Tokens(before, shape)
     return lie
 

@@ -175,7 +175,7 @@ def insert(rows: Rows, axis: int, factors: tuple[Factor, ...] = ()) -> Rows:
 def remove(rows: Rows, axis: int) -> Rows:
     """Without an axis of size 1."""
     start, count = rows.first_kept(axis), rows.kept_of(axis)
-    ids = rows.ids.reshape(*rows.ids.shape[:start], *rows.ids.shape[start + count :])
+    ids = rows.ids.reshape((*rows.ids.shape[:start], *rows.ids.shape[start + count :]))
     return Rows((*rows.axes[:axis], *rows.axes[axis + 1 :]), ids)
 
 

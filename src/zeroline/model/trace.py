@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -328,7 +329,8 @@ def _fast_output(model: nn.Module, inputs: Any) -> Any | None:
     kinds = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
     if not torch.backends.mha.get_fastpath_enabled() or model.training or not any(isinstance(m, kinds) for m in model.modules()):
         return None
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of nested tensors; nobody asked for this pass
         return Inputs.of(model, inputs).call(model)
 
 
