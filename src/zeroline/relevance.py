@@ -207,7 +207,7 @@ class Relevance:
             skip = known.prefix if prefix is None else prefix
             side = math.isqrt(max(count - skip, 0))
             if side < 2 or side * side != count - skip:
-                raise InputError(f"the {count} tokens of {stream!r} are no square grid after {skip} prefix tokens; give grid=(rows, columns) and prefix")
+                raise InputError(f"the {count} tokens of {stream!r} are no square after {skip} prefix tokens; give grid=(rows, columns) and prefix")
             shape = (side, side)
         skip = prefix if prefix is not None else known.prefix if grid is None else count - shape[0] * shape[1]
         if skip < 0 or skip + shape[0] * shape[1] != count:

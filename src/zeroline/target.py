@@ -91,11 +91,13 @@ class TokenTarget:
     """Sum of the log-probabilities of ``tokens`` read at the logits' positions ``start, start + 1, ...``
 
     For a causal model the logits at position p predict token p + 1; for a masked model, token p itself.
-    The model's logits are [batch, positions, vocabulary].
+    The model's logits are [batch, positions, vocabulary]. Without ``tokens``, each sample's own top token at ``start``
+    on x (``picked`` [samples] once resolved).
     """
 
     tokens: tuple[int, ...]
     start: int
+    picked: Tensor | None = None
 
     def resolve(self, output: Any, labels: Labels) -> TokenTarget:
         scores = logits(output)
@@ -103,18 +105,26 @@ class TokenTarget:
             raise TargetError(f"a token target reads logits [batch, positions, vocabulary]; found {tuple(scores.shape)}")
         length, vocabulary = scores.shape[1:]
         start = self.start + length if self.start < 0 else self.start
-        if not 0 <= start <= length - len(self.tokens):
-            raise TargetError(f"positions {self.start} to {self.start + len(self.tokens) - 1} asked; the logits have {length}")
+        count = len(self.tokens) or 1
+        if not 0 <= start <= length - count:
+            raise TargetError(f"positions {self.start} to {self.start + count - 1} asked; the logits have {length}")
+        if not self.tokens:
+            return replace(self, start=start, picked=scores[:, start].detach().argmax(-1))
         if not all(0 <= token < vocabulary for token in self.tokens):
             raise TargetError(f"tokens {self.tokens} asked; the vocabulary has {vocabulary} entries")
         return replace(self, start=start)
 
     def read(self, output: Any, samples: Tensor) -> Tensor:
-        window = logits(output)[:, self.start : self.start + len(self.tokens)].log_softmax(-1)
-        index = torch.tensor(self.tokens, device=window.device).expand(len(window), -1)
+        window = logits(output)[:, self.start : self.start + (len(self.tokens) or 1)].log_softmax(-1)
+        if self.picked is not None:
+            index = self.picked.to(window.device)[samples][:, None]
+        else:
+            index = torch.tensor(self.tokens, device=window.device).expand(len(window), -1)
         return window.gather(2, index[..., None])[..., 0].sum(1)
 
     def describe(self, samples: int) -> tuple[str, ...]:
+        if self.picked is not None:
+            return tuple(f"log-probability of token {int(token)} at position {self.start}" for token in self.picked)
         where = f"at position {self.start}" if len(self.tokens) == 1 else f"from position {self.start}"
         return (f"log-probability of token {' '.join(map(str, self.tokens))} {where}",) * samples
 
@@ -177,6 +187,11 @@ def mix(weights: Mapping[Class, float]) -> ClassTarget:
 def token(token_id: int, position: int = -1) -> TokenTarget:
     """log-probability of a token, read at one position of the logits."""
     return TokenTarget((int(token_id),), position)
+
+
+def top_token(position: int = -1) -> TokenTarget:
+    """log-probability of the token that the model itself puts first at a position of its logits, for each sample."""
+    return TokenTarget((), position)
 
 
 def sequence(token_ids: Sequence[int], start: int) -> TokenTarget:

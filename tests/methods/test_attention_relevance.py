@@ -469,12 +469,20 @@ def test_scripted_compiled_and_quantised_models_are_named():
 
     x = torch.randn(2, 4, 8)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, of torch.jit
-        scripted = torch.jit.trace(Fused(), x)
-    with pytest.raises(TraceError, match="scripted"):
-        zl.trace(scripted, x)
-    with pytest.raises(TraceError, match="compiled.*original module"):
-        zl.trace(torch.compile(Fused()), x)
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own
+        with pytest.raises(TraceError, match="scripted"):
+            zl.trace(torch.jit.trace(Fused(), x), x)
+        with pytest.raises(TraceError, match="compiled.*original module"):
+            zl.trace(torch.compile(Fused()), x)
+
+
+def test_quantised_modules_that_hide_attention_are_named():
+    class Linear4bit(nn.Module):
+        def forward(self, x):
+            return x.mean((1, 2))
+
+    with pytest.raises(TraceError, match=r"quantised modules hide it: 0 \(Linear4bit\)"):
+        zl.trace(nn.Sequential(Linear4bit()), torch.randn(2, 4, 8))
 
 
 def test_queries_without_a_graph_are_an_error():
@@ -521,5 +529,3 @@ def test_the_fast_paths_difference_is_recorded_without_padded_rows():
     assert 0 <= found.fast_path_difference < 1e-5
     assert [c.how for c in found.calls] == ["nn.MultiheadAttention"] * 2
     assert zl.trace(Beside().eval(), torch.randn(2, 4, 8)).fast_path_difference is None
-
-

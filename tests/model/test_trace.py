@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_models import FAMILIES
 
 import zeroline as zl
+from attention_models import FAMILIES
 from zeroline.model.state import untouched
 from zeroline.model.trace import followed
 from zeroline.testing.laws import fingerprint
@@ -84,7 +84,9 @@ class WrittenOut:
         if is_causal:
             scores = scores + torch.full(scores.shape[-2:], -torch.inf).triu(1).to(scores)
         if attn_mask is not None:
-            bias = torch.zeros(attn_mask.shape, dtype=scores.dtype).masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else attn_mask
+            bias = (
+                torch.zeros(attn_mask.shape, dtype=scores.dtype).masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else attn_mask
+            )
             scores = scores + bias
         attention = scores.softmax(-1)
         self.maps.append(attention)
@@ -174,7 +176,9 @@ def test_the_families_table_agrees_with_the_forward_pass(family):
     config = getattr(model, "config", None)
     kinds = {getattr(c, "model_type", "") for c in (config, getattr(config, "vision_config", None), getattr(config, "encoder", None))}
     stream = next(s for s in zl.trace(model, inputs).streams if s.grid)
-    found = patches_of(model, stream.tokens, tuple(inputs["pixel_values"].shape[-2:]) if isinstance(inputs, dict) and "pixel_values" in inputs else None)
+    found = patches_of(
+        model, stream.tokens, tuple(inputs["pixel_values"].shape[-2:]) if isinstance(inputs, dict) and "pixel_values" in inputs else None
+    )
     if kinds & set(TABLE):
         assert found is not None
         assert (found.prefix, found.grid) == (stream.prefix, stream.grid)

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from zeroline.cli import demo, explain, sites, tables
+from zeroline.cli import attend, demo, explain, sites, tables, trace
 from zeroline.errors import UsageError, ZerolineError
 
 app = typer.Typer(
@@ -22,8 +22,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(explain.explain)
+app.command()(attend.attend)
 app.command()(demo.demo)
 app.command()(sites.sites)
+app.command()(trace.trace)
 app.command()(tables.methods)
 app.command()(tables.models)
 

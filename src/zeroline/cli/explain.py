@@ -6,6 +6,7 @@ import inspect
 import json
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,11 +44,11 @@ def explain(
     """Explain what a prediction is based on, measured from a stated baseline."""
     options = {"tolerance": tolerance, "max_evaluations": max_evaluations, "path": path, "n_steps": n_steps, "closure": closure, "order": order}
     asked = _options(method, options)
-    shape = _grid(grid)
+    shape = grid_of(grid)
     picture = open_image(image)
     chosen = baselines.by_name(baseline)
     loaded = load_model(model, trust_remote_code=trust_remote_code)
-    inputs, wanted = loaded.preprocess(picture), read_target(target, loaded)
+    inputs, wanted = loaded.preprocess(picture), read_target(target, loaded.labels)
     answer(loaded, inputs, method, wanted, site, chosen, asked, out, as_json=json_, grid=shape, prefix=prefix)
 
 
@@ -87,12 +88,12 @@ def answer(
     return attribution
 
 
-def read_target(text: str, loaded: Loaded) -> Target:
+def read_target(text: str, labels: Mapping[str, int]) -> Target:
     """``top``, ``7``, ``seven``, or ``seven - one``."""
 
     def one(word: str) -> int | str:
         word = word.strip()
-        by_lower = {name.lower(): index for name, index in loaded.labels.items()}
+        by_lower = {name.lower(): index for name, index in labels.items()}
         return by_lower.get(word.lower(), int(word) if word.lstrip("-").isdigit() else word)
 
     if one(text) == text.strip() and " - " in text:
@@ -116,7 +117,8 @@ def _options(method: str, given: dict[str, Any]) -> dict[str, Any]:
     return asked
 
 
-def _grid(text: str | None) -> tuple[int, int] | None:
+def grid_of(text: str | None) -> tuple[int, int] | None:
+    """``14x14`` as (rows, columns)."""
     if text is None:
         return None
     rows, _, columns = text.lower().partition("x")

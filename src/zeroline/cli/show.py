@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from zeroline.attribution import Attribution
@@ -23,8 +24,8 @@ from zeroline.baseline import Baseline, Normalisation
 from zeroline.errors import BaselineError, InputError, SiteError, UsageError
 from zeroline.model import normalisation
 from zeroline.model.ask import reference_inputs
+from zeroline.model.families import patch_grid
 from zeroline.model.loading import Loaded
-from zeroline.model.tokens import patch_grid
 from zeroline.report import figure
 
 _WIDE = 240  # in a pipe a table is for a program to read: do not fold it to 80 columns
@@ -34,11 +35,15 @@ notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def record(attribution: Attribution, seconds: float) -> None:
     """The figures of one sample as a table."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for label, value in [("method", attribution.method), *attribution.rows(), ("seconds", f"{seconds:.2f}")]:
-        style = "bold" if label == "attribution error" else None
-        table.add_row(label, value, style=style)
-    output.print(table)
+    table([("method", attribution.method), *attribution.rows(), ("seconds", f"{seconds:.2f}")])
+
+
+def table(rows: Iterable[tuple[str, str]]) -> None:
+    """(label, value) pairs, aligned."""
+    found = Table(show_header=False, box=None, pad_edge=False)
+    for label, value in rows:
+        found.add_row(Text(label), Text(value), style="bold" if label == "attribution error" else None)
+    output.print(found)
 
 
 def write(attribution: Attribution, folder: Path, drawn: Any | None) -> list[Path]:
@@ -107,6 +112,12 @@ def _pixels(loaded: Loaded, inputs: Any) -> figure.Picture | None:
     """The model's own view of the photograph: what it was given, back in [0, 1]."""
     image = _image_tensor(inputs)
     return None if image is None else _unnormalised(image, normalisation.of(loaded.model))
+
+
+def picture_of(model: Any, given: Any) -> figure.Picture | None:
+    """An input of a model back as a picture in [0, 1], where it is one."""
+    image = _image_tensor([given])
+    return None if image is None else _unnormalised(image, normalisation.of(model))
 
 
 def _baseline_picture(loaded: Loaded, inputs: Any, baseline: Baseline) -> figure.Picture | None:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from zeroline.cli import show
-from zeroline.cli.sources import load_model, open_image
+from zeroline.cli.sources import load_model, open_image, pattern
 from zeroline.model.listing import sites as list_sites
 
 
@@ -23,7 +23,7 @@ def sites(
 ) -> None:
     """List the sites of a model. At a cut, f(baseline at the site) equals f of the baseline input."""
     loaded = load_model(model, trust_remote_code=trust_remote_code)
-    picture = open_image(image) if image is not None else _pattern()
+    picture = open_image(image) if image is not None else pattern()
     with show.progress("sites") as report:
         found = list(list_sites(loaded.model, loaded.preprocess(picture), match=match, progress=report))
     if json_:
@@ -33,12 +33,3 @@ def sites(
     for s in found:
         table.add_row(s.site, s.kind, " x ".join(map(str, s.shape)), {True: "yes", False: "no", None: "?"}[s.is_cut])
     show.output.print(table)
-
-
-def _pattern() -> object:
-    """A colour gradient with stripes: every channel and every position differ."""
-    import numpy as np
-    from PIL import Image
-
-    y, x = np.mgrid[0:256, 0:256]
-    return Image.fromarray(np.stack([x, y, (x * 3 + y * 5) % 256], -1).astype(np.uint8))

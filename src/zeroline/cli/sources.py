@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zeroline.errors import LoadError, NotFoundError
-from zeroline.model.loading import Loaded, from_hub, from_timm
+from zeroline.errors import LoadError, NotFoundError, UsageError
+from zeroline.model.loading import Loaded, Sourced, any_from_hub, from_hub, from_timm
 
 SCHEMES = {
     "zoo": "zoo:NAME, a model that ships with zeroline (no network)",
@@ -20,6 +20,57 @@ SCHEMES = {
 def load_model(text: str, *, trust_remote_code: bool = False) -> Loaded:
     """``zoo:digits-vit``, ``hf:google/vit-base-patch16-224``, ``hf:./folder``, ``timm:NAME``; no scheme means ``hf:``."""
     _quiet()
+    scheme, name = _scheme(text)
+    loaders: dict[str, Callable[[str], Loaded]] = {
+        "zoo": _from_zoo,
+        "hf": lambda n: from_hub(n, trust_remote_code=trust_remote_code),
+        "timm": from_timm,
+    }
+    return loaders[scheme](name)
+
+
+def load_sourced(text: str, *, trust_remote_code: bool = False) -> Sourced:
+    """As ``load_model``, for models of any sources: words, a picture, or both."""
+    _quiet()
+    scheme, name = _scheme(text)
+    if scheme == "hf":
+        return any_from_hub(name, trust_remote_code=trust_remote_code)
+    loaded = load_model(text)
+
+    def prepare(image: Any, _: str | None) -> Any:
+        found = loaded.preprocess(image)
+        return found if isinstance(found, Mapping) else {"x": found}
+
+    return Sourced(loaded.name, loaded.model, prepare, loaded.labels)
+
+
+def sources_of(sourced: Sourced, image: Any | None, text: str | None) -> tuple[Any | None, str | None]:
+    """The image and the text that a model reads; an error where one is missing, or given to a model that reads none."""
+    for what, given in (("image", image), ("text", text)):
+        if given is None and what in sourced.reads:
+            raise UsageError(f"{sourced.name!r} reads {' and '.join(sourced.reads)}; give {'an image file' if what == 'image' else '--text'}")
+        if given is not None and what not in sourced.reads:
+            raise UsageError(f"{sourced.name!r} reads no {what}, only {' and '.join(sourced.reads) or 'what its processor makes'}")
+    return image, text
+
+
+def stand_in(sourced: Sourced, image: Any | None, text: str | None) -> tuple[Any | None, str | None]:
+    """What to run a model on where only its structure is asked: what is given, else a test pattern and a few words."""
+    picture = pattern() if image is None and "image" in sourced.reads else image
+    return sources_of(sourced, picture, "a few words" if text is None and "text" in sourced.reads else text)
+
+
+def pattern() -> Any:
+    """A colour gradient with stripes: every channel and every position differ."""
+    import numpy as np
+    from PIL import Image
+
+    y, x = np.mgrid[0:256, 0:256]
+    return Image.fromarray(np.stack([x, y, (x * 3 + y * 5) % 256], -1).astype(np.uint8))
+
+
+def _scheme(text: str) -> tuple[str, str]:
+    """("hf", "google/vit-base-patch16-224"); an error where the scheme, or a bare name, is none."""
     scheme, colon, name = text.partition(":")
     if not colon or scheme not in SCHEMES:
         if colon and "/" not in scheme and len(scheme) > 1:
@@ -27,12 +78,7 @@ def load_model(text: str, *, trust_remote_code: bool = False) -> Loaded:
         if not colon and "/" not in text and not Path(text).exists():
             raise NotFoundError.among("model", text, _examples(), "write zoo:NAME, hf:ID-OR-FOLDER or timm:NAME")
         scheme, name = "hf", text
-    loaders: dict[str, Callable[[str], Loaded]] = {
-        "zoo": _from_zoo,
-        "hf": lambda n: from_hub(n, trust_remote_code=trust_remote_code),
-        "timm": from_timm,
-    }
-    return loaders[scheme](name)
+    return scheme, name
 
 
 def open_image(path: Path) -> Any:

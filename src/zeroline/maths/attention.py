@@ -113,7 +113,8 @@ def row_blocks(maps: Maps, rows: Tensor, limit: int = BLOCK_BYTES) -> Iterator[T
     groups, heads, _, keys = maps.shape
     per_row = groups * heads * keys * torch.finfo(maps.dtype).bits // 8
     size = max(1, limit // per_row)
-    yield from rows.split(size)
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def vector_times(maps: Maps, r: Tensor, correction: Correction | None, fusion: str, limit: int = BLOCK_BYTES) -> Tensor:

@@ -1,6 +1,6 @@
 """From values at any site to a map on the picture: sums over channels, tokens on a grid.
 
-Pure tensors; what the grid of a model is, ``zeroline.model.tokens`` knows.
+Pure tensors; what the grid of a model is, ``zeroline.model.families`` knows.
 """
 
 from __future__ import annotations

@@ -49,7 +49,12 @@ def carried(link: Link, r: Tensor, size: int) -> Tensor:
 
 
 def reverse(
-    values: Sequence[State], rows: Sequence[int], streams: Mapping[str, int], start: Vectors, source: dict[str, Tensor], step: Callable[[int, Tensor], Tensor]
+    values: Sequence[State],
+    rows: Sequence[int],
+    streams: Mapping[str, int],
+    start: Vectors,
+    source: dict[str, Tensor],
+    step: Callable[[int, Tensor], Tensor],
 ) -> dict[str, Tensor]:
     """Relevance of every stream's tokens for one readout.
 
@@ -62,8 +67,10 @@ def reverse(
     for name, r in source.items():
         found[name] += r
     for call in reversed(range(len(values))):
-        r = incoming.pop(call, None)
-        if r is None or not bool(r.any()):
+        if call not in incoming:
+            continue
+        r = incoming.pop(call)
+        if not bool(r.any()):
             continue
         moved = step(call, r)
         for feeding, link in values[call].from_calls.items():

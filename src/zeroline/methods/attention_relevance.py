@@ -215,7 +215,7 @@ class Sweep:
         """Abar of one call for the whole batch: block-diagonal [query rows, key rows], float64."""
         change = self.change if call in self.corrected else None
         abar = fused(self.pass_.maps(call, self.gradients.get(call)), change, self.fusion).double().cpu()
-        matrix = torch.block_diag(*abar)
+        matrix: Tensor = torch.block_diag(*abar)  # type: ignore[no-untyped-call]
         return matrix * guided(self.graph.states[call]["key"], self.guides) if self.guides and call in self.corrected else matrix
 
     def record(
@@ -306,7 +306,7 @@ def token_lie(pass_: Followed, by_source: Iterable[str], grid: tuple[int, int] |
             lie[name] = Tokens(known.prefix, known.grid)
     if grid is not None or prefix is not None:
         if len(images) != 1:
-            raise InputError(f"a grid was given, and {len(images)} streams could lie on it ({', '.join(images)}); use .grid(stream, grid=...) on the record")
+            raise InputError(f"a grid was given, and {len(images)} streams could lie on it ({', '.join(images)}); use .grid(stream, grid=...)")
         name = images[0]
         tokens = streams[name].tokens
         shape = grid or lie[name].grid
@@ -334,4 +334,3 @@ def _plain(calls: Any) -> Any:
     if isinstance(calls, (list, tuple, range)):
         return [_plain(c) for c in calls]
     return str(calls) if isinstance(calls, slice) else calls
-

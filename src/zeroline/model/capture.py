@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -27,24 +26,29 @@ from zeroline.model.inputs import Inputs
 
 FUSED, MULTIHEAD, WRITTEN = "fused kernel", "nn.MultiheadAttention", "hand-written softmax"
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # functions through which scores stay scores and weights stay weights
-_KEEPS = frozenset(
+_KEEPS = _words(
     "add add_ __add__ __radd__ __iadd__ sub __sub__ sub_ mul mul_ __mul__ __rmul__ __imul__ div div_ __truediv__ true_divide tanh dropout "
     "masked_fill masked_fill_ where to float half bfloat16 double type type_as clamp clamp_ clip maximum max contiguous nan_to_num "
-    "view reshape unflatten flatten squeeze unsqueeze clone feature_alpha_dropout".split()
+    "view reshape unflatten flatten squeeze unsqueeze clone feature_alpha_dropout"
 )
-_PRODUCTS = frozenset("matmul __matmul__ bmm baddbmm einsum".split())
+_PRODUCTS = _words("matmul __matmul__ bmm baddbmm einsum")
 # functions that take a parameter as data (a class token, learned queries), not as a weight
-_TAKES_TOKENS = frozenset(
+_TAKES_TOKENS = _words(
     "expand expand_as cat concat repeat tile unsqueeze view reshape broadcast_to __getitem__ clone stack flatten permute transpose "
-    "repeat_interleave to type_as type contiguous".split()
+    "repeat_interleave to type_as type contiguous"
 )
-_TAKES_TOKENS_FIRST = frozenset("layer_norm linear dropout rms_norm".split())
-_ADDS = frozenset("add __add__ __radd__".split())
+_TAKES_TOKENS_FIRST = _words("layer_norm linear dropout rms_norm")
+_ADDS = _words("add __add__ __radd__")
 # functions that move ids but make no new ones: what they give is still the input's (shifted decoder ids, say)
-_MOVES_IDS = frozenset(
+_MOVES_IDS = _words(
     "clone to long int view reshape __getitem__ cat contiguous masked_fill masked_fill_ where expand squeeze unsqueeze clamp clip pad roll "
-    "flatten detach flip transpose permute index_select gather repeat repeat_interleave type".split()
+    "flatten detach flip transpose permute index_select gather repeat repeat_interleave type"
 )
 
 
@@ -144,7 +148,7 @@ class Watch(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self._fused(func, args, kwargs)
         out = func(*args, **kwargs)
-        if name == "__setitem__" and isinstance(args[2], Tensor) and (moved := self.derived.get(args[2])) is not None:
+        if name == "__setitem__" and isinstance(args[2], Tensor) and (moved := _get(self.derived, args[2])) is not None:
             self.derived[args[0]] = moved
         counts = self.recording.functions
         counts[name] = counts.get(name, 0) + 1
@@ -162,14 +166,14 @@ class Watch(TorchFunctionMode):
         The body starts by handing itself to any mode; with that one question answered "no" for the length of
         the call, it runs as written and the softmax or the kernel in it is seen like any other.
         """
-        asks = F.has_torch_function
+        asks = F.__dict__["has_torch_function"]
         self.how = MULTIHEAD
         try:
-            F.has_torch_function = lambda _: False  # type: ignore[attr-defined]
+            F.__dict__["has_torch_function"] = lambda _: False
             with self:
                 return func(*args, **kwargs)
         finally:
-            F.has_torch_function = asks  # type: ignore[attr-defined]
+            F.__dict__["has_torch_function"] = asks
             self.how = None
 
     def _fused(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -213,7 +217,7 @@ class Watch(TorchFunctionMode):
         if name in ("softmax", "_softmax"):
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             if isinstance(first, Tensor) and out.ndim >= 3 and dim in (-1, out.ndim - 1):
-                tag = self.tags.get(first)
+                tag = _get(self.tags, first)
                 self.tags[out] = _Weights(tag if isinstance(tag, _Scores) else None)
         elif name in _KEEPS:
             for tensor in args[:3]:
@@ -233,10 +237,10 @@ class Watch(TorchFunctionMode):
         else:
             left, right = args[1:3] if name == "baddbmm" else args[:2]
             letters = None
-        tag = self.tags.get(left)
+        tag = _get(self.tags, left)
         if isinstance(tag, _Weights):
             return self._written(tag, left, right, out, letters)
-        if isinstance(self.tags.get(right), _Weights):
+        if isinstance(_get(self.tags, right), _Weights):
             raise TraceError(
                 f"the attention in {self.stack[-1]!r} multiplies by its weights from the right ({name}); zeroline follows weights @ values"
             )
@@ -273,7 +277,7 @@ class Watch(TorchFunctionMode):
     def _start_at_embedding(self, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         ids = args[0] if args else kwargs["input"]
         weight = args[1] if len(args) > 1 else kwargs["weight"]
-        name = self.derived.get(ids)
+        name = _get(self.derived, ids)
         table = self.parameters.get(id(weight), "embedding")
         return self._leaf(out, Start(name or table, name, is_ids=True))
 
@@ -304,16 +308,15 @@ class Watch(TorchFunctionMode):
             parameter = self.parameters.get(id(tensor)) if isinstance(tensor, Tensor) else None
             if parameter is not None and not tensor.requires_grad and tensor.is_floating_point():
                 tensor.requires_grad_(True)
-                self.opened.append(tensor)  # type: ignore[arg-type]
+                self.opened.append(tensor)
                 self.recording.starts[id(tensor)] = Start(parameter, None)
 
     def _derive(self, out: Tensor, args: tuple[Any, ...]) -> None:
         """Integers moved from an integer input keep its name: shifted ids are the decoder's stream."""
         for tensor in args[0] if args and isinstance(args[0], (list, tuple)) else args:
-            if isinstance(tensor, Tensor) and (found := self.derived.get(tensor)) is not None:
+            if isinstance(tensor, Tensor) and (found := _get(self.derived, tensor)) is not None:
                 self.derived[out] = found
                 return
-
 
     def _from_inputs(self, mask: Tensor) -> bool:
         """Does a mask depend on the inputs' content, and not on parameters (a position bias) alone?"""
@@ -362,3 +365,7 @@ def _order(letters: str, wanted: str) -> tuple[int, ...]:
     if sorted(letters) != sorted(wanted):
         raise TraceError(f"an einsum over axes {letters!r} is no attention that zeroline knows (expected {wanted!r} in some order)")
     return tuple(letters.index(c) for c in wanted)
+
+
+def _get(known: WeakIdKeyDictionary, tensor: Tensor) -> Any:
+    return known.get(tensor)  # type: ignore[no-untyped-call]

@@ -80,6 +80,12 @@ def patch_size(model: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def patch_grid(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int] | None:
+    """Rows and columns of patch tokens for an image of (height, width), or None where the model has no patches."""
+    patch = patch_size(model)
+    return None if patch is None else (image_size[0] // patch[0], image_size[1] // patch[1])
+
+
 def _configurations(model: nn.Module) -> list[Any]:
     config = getattr(model, "config", None)
     return [c for c in (getattr(config, "vision_config", None), getattr(config, "encoder", None), config) if c is not None]

@@ -1,11 +1,13 @@
 """Models from elsewhere: a Hugging Face id or folder, a timm name.
 
-Holds ``Loaded`` (a model with its preprocessing and labels) and one loader per source. Nothing is unpickled and no
+Holds ``Loaded`` (a model with its preprocessing and labels), ``Sourced`` (the same for models that read words, or words and
+a picture), and one loader per source. Nothing is unpickled and no
 remote code runs unless asked by flag. The zoo has its own loader; the command line picks one by scheme.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +29,89 @@ class Loaded:
     labels: Mapping[str, int]
 
 
-def from_hub(name: str, *, trust_remote_code: bool = False) -> Loaded:
-    """An image classifier from the Hugging Face hub, its local cache, or a folder."""
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+@dataclass(frozen=True)
+class Sourced:
+    """A model of any sources: ``prepare(image or None, text or None)`` gives its inputs, ``words(ids)`` their tokens as text."""
 
+    name: str
+    model: nn.Module
+    prepare: Callable[[Any, str | None], Mapping[str, Any]]
+    labels: Mapping[str, int]
+    reads: tuple[str, ...] = ("image",)
+    words: Callable[[list[int]], list[str]] | None = None
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Does the model write words (its logits have a position) rather than choose a class?"""
+        kinds = ("CausalLM", "LMHead", "ConditionalGeneration", "MaskedLM", "MTModel", "EncoderDecoder")
+        return any(kind in type(self.model).__name__ for kind in kinds)
+
+
+def any_from_hub(name: str, *, trust_remote_code: bool = False) -> Sourced:
+    """Any model of the Hugging Face hub, by the class that its configuration names, with its processor or tokenizer."""
+    import transformers
+
+    name = _folder(name)
+    options = {"trust_remote_code": trust_remote_code}
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **options)
+        kind = next((getattr(transformers, a) for a in config.architectures or () if hasattr(transformers, a)), transformers.AutoModel)
+        model = kind.from_pretrained(name, weights_only=True, **options).eval()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as problem:
+        raise LoadError(f"cannot load {name!r}: {_reason(problem)}") from problem
+    picture, tokenizer = (_part(maker, name, options) for maker in (transformers.AutoImageProcessor, transformers.AutoTokenizer))
+
+    known = inspect.signature(model.forward).parameters
+    parts = {"text": tokenizer if "input_ids" in known else None, "image": picture if "pixel_values" in known else None}
+
+    def prepare(image: Any, text: str | None) -> Mapping[str, Any]:
+        given: dict[str, Any] = {}
+        if text is not None and tokenizer is not None:
+            given |= dict(tokenizer(text, return_tensors="pt"))
+        if image is not None and picture is not None:
+            given |= dict(picture(images=image, return_tensors="pt"))
+        given = {n: v for n, v in given.items() if n in known}
+        if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in given:
+            start = getattr(config, "decoder_start_token_id", None)
+            start = start if start is not None else getattr(getattr(config, "decoder", None), "decoder_start_token_id", None)
+            given["decoder_input_ids"] = torch.tensor([[0 if start is None else start]])
+        return given
+
+    labels = {str(label): int(index) for index, label in (getattr(config, "id2label", None) or {}).items()}
+    words = None if tokenizer is None else tokenizer.convert_ids_to_tokens
+    return Sourced(name, model, prepare, labels, tuple(what for what, part in parts.items() if part is not None), words)
+
+
+def _part(maker: Any, name: str, options: Mapping[str, Any]) -> Any | None:
+    try:
+        return maker.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError):
+        return None
+
+
+def _folder(name: str) -> str:
     if name.startswith((".", "/", "~")):
         name = str(Path(name).expanduser())
         if not (Path(name) / "config.json").is_file():
             raise LoadError(f"no model folder {name!r}: it has no config.json")
+    return name
+
+
+def _reason(problem: Exception) -> str:
+    return str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+
+
+def from_hub(name: str, *, trust_remote_code: bool = False) -> Loaded:
+    """An image classifier from the Hugging Face hub, its local cache, or a folder."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    name = _folder(name)
     try:
         options = {"trust_remote_code": trust_remote_code}
         model = AutoModelForImageClassification.from_pretrained(name, weights_only=True, **options).eval()
         processor = AutoImageProcessor.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as problem:
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise LoadError(f"cannot load {name!r} as an image classifier: {reason}") from problem
+        raise LoadError(f"cannot load {name!r} as an image classifier: {_reason(problem)}") from problem
     labels = {str(label): int(index) for index, label in model.config.id2label.items()}
     return Loaded(name, model, lambda image: dict(processor(images=image, return_tensors="pt")), labels)
 

@@ -26,7 +26,7 @@ def four(operand: Operand, batch: int, *, graph: bool = False) -> Tensor:
     """An operand as [groups, heads, tokens, width]."""
     tensor = operand.tensor.permute(operand.order) if graph else operand.ordered
     if tensor.ndim == 3:
-        return tensor.unflatten(0, (-1, heads_of(operand, batch)))
+        return tensor.reshape(-1, heads_of(operand, batch), *tensor.shape[1:])
     return tensor.flatten(0, -4) if tensor.ndim > 4 else tensor
 
 
@@ -57,8 +57,7 @@ def _mask(seen: Seen, query: Tensor) -> Tensor | None:
     if mask is None or len(shape) == 4 or mask.ndim == 2:
         return mask
     if len(shape) == 3:
-        return mask.expand(shape[0], *mask.shape[1:]).unflatten(0, (-1, query.shape[1]))
+        return mask.expand(shape[0], *mask.shape[1:]).reshape(-1, query.shape[1], *mask.shape[1:])
     if mask.ndim < 4:
         return mask
     return mask.expand(*shape[:-3], *mask.shape[-3:]).flatten(0, -4)
-

@@ -90,10 +90,8 @@ def run(model: nn.Module, inputs: Inputs, places: tuple[Place, ...], transform: 
     hooks = [_hook(model, place, i, through) for i, place in enumerate(places) if place.module is not None and not place.attention]
     maps = {(place.module, place.call): i for i, place in enumerate(places) if place.attention}
     try:
-        if maps:
-            output = _with_maps(model, inputs.with_values(changed), maps, through)
-        else:
-            output = inputs.with_values(changed).call(model)
+        asked = inputs.with_values(changed)
+        output = _with_maps(model, asked, maps, through) if maps else asked.call(model)
     finally:
         for hook in hooks:
             hook.remove()

@@ -108,9 +108,8 @@ def _given(given: int | Tensor, graph: Graph, call: int, batch: int) -> Tensor:
         return row.repeat(layout.groups)
     weights = torch.as_tensor(given).double().cpu()
     if weights.shape not in ((layout.tokens,), (layout.groups, layout.tokens)):
-        raise UsageError(
-            f"a readout of shape {tuple(weights.shape)} was given; {name_of(graph.calls[call])} reads ({layout.tokens},) or {layout.groups, layout.tokens}"
-        )
+        possible = f"({layout.tokens},) or {layout.groups, layout.tokens}"
+        raise UsageError(f"a readout of shape {tuple(weights.shape)} was given; {name_of(graph.calls[call])} reads {possible}")
     return weights.expand(layout.groups, -1).flatten()
 
 

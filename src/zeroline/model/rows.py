@@ -1,18 +1,15 @@
-"""Where the rows of a tensor come from: token positions followed back through the operations of the autograd graph.
+"""Where the rows of a tensor come from: token positions, and what reshapes, slices and broadcasts do to them.
 
-Holds ``Rows`` (which row of a state each position of a tensor belongs to, or none) and ``back``, which takes it through
-one operation. An axis of a tensor is a product of *factors*; a factor is kept (positions along it belong to different
-rows) or spread (they all belong to the same: features, heads). Linear layers, norms and pointwise functions act on
-features and keep rows; reshapes, slices, permutations and concatenations move them; an operation that mixes rows outside
-attention cannot be followed. It knows nothing of attention and of streams: that is ``streams``.
+Holds ``Rows``: which row of a state each position of a tensor belongs to, or none. An axis of a tensor is a product of
+*factors*; a factor is kept (positions along it belong to different rows) or spread (they all belong to the same: features,
+heads). Everything here is pure; which operation does what is ``operations``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +17,6 @@ from torch import Tensor
 NONE = -1
 _MOST_LAYERS = 64
 Shape = tuple[int, ...]
-Node = Any  # torch.autograd.graph.Node; its saved attributes are not typed
 
 
 class Mixes(Exception):
@@ -149,7 +145,7 @@ def merged(rows: Rows, axis: int) -> Rows:
     view = rows.ids.reshape(*before, *[f.size if f.kept else 1 for f in factors], *after)
     size = math.prod(f.size for f in factors)
     ids = _only_live(view.expand(*before, *[f.size for f in factors], *after), factors, start)
-    return _with(rows, axis, (Factor(size, True),), ids.reshape(*before, size, *after))
+    return with_axis(rows, axis, (Factor(size, True),), ids.reshape(*before, size, *after))
 
 
 def place(rows: Rows, axis: int, size: int, index: Tensor) -> Rows:
@@ -158,13 +154,13 @@ def place(rows: Rows, axis: int, size: int, index: Tensor) -> Rows:
     if len(factors) <= 1 and not any(f.kept for f in factors):
         live = index if not factors or factors[0].live is None else index[list(factors[0].live)]
         part = None if len(live) == size else tuple(live.tolist())
-        return _with(rows, axis, (Factor(size, False, part),) if size != 1 else (), rows.ids)
+        return with_axis(rows, axis, (Factor(size, False, part),) if size != 1 else (), rows.ids)
     rows = merged(rows, axis)
     where = rows.first_kept(axis)
     shape = list(rows.ids.shape)
     shape[where] = size
     ids = torch.full(shape, NONE).index_copy(where, index, rows.ids)
-    return _with(rows, axis, (Factor(size, True),), ids)
+    return with_axis(rows, axis, (Factor(size, True),), ids)
 
 
 def insert(rows: Rows, axis: int, factors: tuple[Factor, ...] = ()) -> Rows:
@@ -190,16 +186,16 @@ def spread(rows: Rows, axis: int, size: int | None = None, op: str = "", copies:
     after = (Factor(size, False),) if size != 1 else ()
     count = rows.kept_of(axis)
     if not count:
-        return [_with(rows, axis, after, rows.ids)]
+        return [with_axis(rows, axis, after, rows.ids)]
     start = rows.first_kept(axis)
     ids = rows.ids.flatten(start, start + count - 1)
     most = ids.amax(start)
     least = torch.where(ids < 0, torch.iinfo(torch.int64).max, ids).amin(start)
     if bool(((most < 0) | (most == least)).all()):
-        return [_with(rows, axis, after, most)]
+        return [with_axis(rows, axis, after, most)]
     if not copies or ids.shape[start] > _MOST_LAYERS:
         raise Mixes(op)
-    return [_with(rows, axis, after, layer) for layer in ids.unbind(start) if bool((layer >= 0).any())]
+    return [with_axis(rows, axis, after, layer) for layer in ids.unbind(start) if bool((layer >= 0).any())]
 
 
 def unbroadcast(rows: Rows, shape: Shape, op: str) -> list[Rows]:
@@ -213,254 +209,22 @@ def unbroadcast(rows: Rows, shape: Shape, op: str) -> list[Rows]:
     return layers
 
 
-def _with(rows: Rows, axis: int, factors: tuple[Factor, ...], ids: Tensor) -> Rows:
+def with_axis(rows: Rows, axis: int, factors: tuple[Factor, ...], ids: Tensor) -> Rows:
     return Rows((*rows.axes[:axis], factors, *rows.axes[axis + 1 :]), ids)
-
-
-# --- one operation, by the name of its node -----------------------------------------------------------------------
-
-POINTWISE = frozenset(
-    "Abs Add Sub Mul Div Neg Pow Exp Expm1 Log Log1P Log2 Sqrt Rsqrt Reciprocal Sin Cos Tanh Sigmoid Relu Gelu Silu Elu Mish Softplus "
-    "LeakyRelu Hardswish Hardsigmoid Hardtanh HardtanhBackward LogSigmoid Erf Clamp ClampMin ClampMax Clone ToCopy Where MaskedFill "
-    "Maximum Minimum Lerp Addcmul Addcdiv NanToNum NativeDropout FusedDropout NativeBatchNorm CudnnBatchNorm MiopenBatchNorm Prelu Threshold "
-    "Copy Rsub Alias Sign Copysign".split()
-)
-LAST = frozenset("NativeLayerNorm FusedRmsNorm RmsNorm Softmax LogSoftmax Glu LogCumsumExp".split())
-REDUCTIONS = frozenset("Mean Sum Amax Amin Max Min LinalgVectorNorm Norm Logsumexp Var Std VarMean Prod StdMean NllLoss NllLoss2D".split())
-MATRIX = frozenset("Mm Bmm Addmm Baddbmm Addbmm Linear MkldnnLinear".split())
-VIEWS = frozenset("View UnsafeView ReshapeAlias Squeeze Unsqueeze MkldnnReshape".split())
-# movements that are rare: the node itself moves the ids
-MOVES = frozenset(
-    "Index IndexSelect Gather Roll Flip ConstantPadNd Repeat Unfold MaskedScatter IndexPut MaskedSelect Take AsStrided SelectScatter "
-    "SliceScatter IndexCopy Scatter Diagonal Tril Triu Rot90 PixelShuffle PixelUnshuffle CopySlices Im2Col".split()
-)
-
-
-def kind(node: Node) -> str:
-    """``AddBackward0`` -> ``Add``."""
-    name = str(node.name()).rsplit("::", 1)[-1]
-    return name.rstrip("0123456789").removesuffix("Backward")
-
-
-def shape_of(node: Node, number: int) -> Shape:
-    """The shape of output ``number`` of the operation that ``node`` is the backward of."""
-    return tuple(int(n) for n in node._input_metadata[number].shape)
-
-
-def back(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
-    """(operand, rows) for every operand of an operation that leads on; ``rows`` are those of its output ``number``.
-
-    Operands that are broadcast are given before the rows are put together: see ``unbroadcast``. Raises ``Mixes``.
-    """
-    op = kind(node)
-    if op in POINTWISE:
-        return [(slot, rows) for slot in live(node)]
-    rule = _RULES.get(op)
-    if rule is not None:
-        return rule(node, number, rows)
-    if op in MATRIX:
-        return _matrix(node, rows)
-    if op in LAST:
-        return [(0, layer) for layer in _mixed(rows, _last(node, len(rows.axes)), op)]
-    if op in REDUCTIONS:
-        return [(slot, _unreduced(node, rows)) for slot in live(node)[:1]]
-    if op in MOVES:
-        return _moved(node, rows)
-    raise Mixes(str(node.name()))
-
-
-def live(node: Node) -> list[int]:
-    """The operands that lead on in the graph."""
-    return [slot for slot, (following, _) in enumerate(node.next_functions) if following is not None]
-
-
-def _mixed(rows: Rows, axes: Sequence[int], op: str) -> list[Rows]:
-    layers = [rows]
-    for axis in axes:
-        layers = [one for layer in layers for one in spread(layer, axis, op=op)]
-    return layers
-
-
-def _last(node: Node, ndim: int) -> Sequence[int]:
-    normalised = getattr(node, "_saved_normalized_shape", None)
-    if normalised is not None:
-        return range(ndim - len(normalised), ndim)
-    dim = getattr(node, "_saved_dim", -1)
-    return [signed(dim) % ndim]
-
-
-def signed(value: int) -> int:
-    """Saved dimensions are unsigned: 2**64 - 1 is -1."""
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _operand_shape(node: Node, slot: int = 0) -> Shape:
-    following, number = node.next_functions[slot]
-    if following.name() == "torch::autograd::AccumulateGrad":
-        return tuple(following.variable.shape)
-    return shape_of(following, number)
-
-
-def _view(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
-    return [(0, reshape(rows, _operand_shape(node)))]
-
-
-def _transpose(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
-    order = list(range(len(rows.axes)))
-    a, b = (signed(node._saved_dim0), signed(node._saved_dim1)) if hasattr(node, "_saved_dim0") else (0, 1)
-    order[a], order[b] = order[b], order[a]
-    return [(0, permute(rows, order))]
-
-
-def _permute(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
-    dims = [signed(d) % len(rows.axes) for d in node._saved_dims]
-    return [(0, permute(rows, [dims.index(i) for i in range(len(dims))]))]
-
-
-def _expand(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
-    return [(0, layer) for layer in unbroadcast(rows, _operand_shape(node), "expand")]
-
-
-def _select(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
-    shape = _operand_shape(node)
-    dim = signed(node._saved_dim) % len(shape)
-    index = torch.tensor([signed(node._saved_index) % shape[dim]])
-    return [(0, place(insert(rows, dim, ()), dim, shape[dim], index))]
-
-
-def _slice(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
-    shape = _operand_shape(node)
-    dim = signed(node._saved_dim) % len(shape)
-    index = torch.arange(shape[dim])[slice(signed(node._saved_start), signed(node._saved_end), node._saved_step)]
-    return [(0, place(rows, dim, shape[dim], index))]
-
-
-def _unbind(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
-    shape = _operand_shape(node)
-    dim = signed(node._saved_dim) % len(shape)
-    return [(0, place(insert(rows, dim, ()), dim, shape[dim], torch.tensor([number])))]
-
-
-def _split(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
-    shape = _operand_shape(node)
-    dim = signed(node._saved_dim) % len(shape)
-    sizes = getattr(node, "_saved_split_sizes", None)
-    start = sum(sizes[:number]) if sizes is not None else number * node._saved_split_size
-    return [(0, place(rows, dim, shape[dim], torch.arange(start, start + rows.shape[dim])))]
-
-
-def _cat(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
-    dim = signed(node._saved_dim) % len(rows.axes)
-    start, found = 0, []
-    for slot, size in enumerate(_cat_sizes(node, dim, rows.shape[dim])):
-        part = narrow(rows, dim, start, size) if node.next_functions[slot][0] is not None else None
-        if part is not None:
-            found.append((slot, part))
-        start += size
-    return found
 
 
 def narrow(rows: Rows, axis: int, start: int, size: int) -> Rows | None:
     """The rows along a part of an axis; None where there are none."""
     factors = rows.axes[axis]
     if not any(f.kept for f in factors) and all(f.live is None for f in factors):
-        return _with(rows, axis, (Factor(size, False),) if size != 1 else (), rows.ids)
+        return with_axis(rows, axis, (Factor(size, False),) if size != 1 else (), rows.ids)
     if len(factors) == 1 and factors[0].live is not None:
         live = tuple(i - start for i in factors[0].live if start <= i < start + size)
-        kept = _with(rows, axis, (Factor(size, False, None if len(live) == size else live),) if size != 1 else (), rows.ids)
+        kept = with_axis(rows, axis, (Factor(size, False, None if len(live) == size else live),) if size != 1 else (), rows.ids)
         return kept if live else None
     rows = merged(rows, axis)
-    part = _with(rows, axis, (Factor(size, True),), rows.ids.narrow(rows.first_kept(axis), start, size))
+    part = with_axis(rows, axis, (Factor(size, True),), rows.ids.narrow(rows.first_kept(axis), start, size))
     return part if bool((part.ids >= 0).any()) else None
-
-
-def _cat_sizes(node: Node, dim: int, total: int) -> list[int]:
-    """Sizes of the operands along ``dim``; those without a graph share what is left."""
-    known = [None if f is None else _operand_shape(node, i)[dim] for i, (f, _) in enumerate(node.next_functions)]
-    unknown = [i for i, size in enumerate(known) if size is None]
-    rest = total - sum(size for size in known if size is not None)
-    if len(unknown) == 1:
-        known[unknown[0]] = rest
-    elif unknown:
-        # the node knows: a gradient of zeros comes back in the operands' shapes
-        raise Mixes("cat of several tensors without a gradient")
-    return [int(size or 0) for size in known]
-
-
-def _stack(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
-    dim = signed(node._saved_dim) % len(rows.axes)
-    parts = [(slot, narrow(rows, dim, slot, 1)) for slot in live(node)]
-    return [(slot, remove(part, dim)) for slot, part in parts if part is not None]
-
-
-def _glu(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
-    axis = signed(node._saved_dim) % len(rows.axes)
-    return [(0, layer) for layer in spread(rows, axis, 2 * rows.shape[axis], "glu")]
-
-
-def _unreduced(node: Node, rows: Rows) -> Rows:
-    """An axis that was summed over: all its positions belong to the row of the sum."""
-    shape = _operand_shape(node, live(node)[0])
-    dims = getattr(node, "_saved_dim", None)
-    if dims is None or (isinstance(dims, tuple) and not dims):
-        dims = range(len(rows.axes) if len(rows.axes) < len(shape) else 0, len(shape))
-    dims = sorted(signed(d) % len(shape) for d in ([dims] if isinstance(dims, int) else dims))
-    if len(rows.axes) == len(shape):
-        for dim in dims:
-            rows = insert(remove(rows, dim), dim, (Factor(shape[dim], False),) if shape[dim] != 1 else ())
-        return rows
-    for dim in dims:
-        rows = insert(rows, dim, (Factor(shape[dim], False),) if shape[dim] != 1 else ())
-    return rows
-
-
-def _matrix(node: Node, rows: Rows) -> list[tuple[int, Rows]]:
-    """A matrix product: an operand keeps the axes that it shares with the output; the others mix."""
-    op = kind(node)
-    found: list[tuple[int, Rows]] = []
-    bias = op in ("Addmm", "Baddbmm", "Addbmm")
-    for slot in live(node):
-        if bias and slot == 0:
-            found.append((slot, rows))
-            continue
-        shape = _operand_shape(node, slot)
-        left = slot == (1 if bias else 0)
-        axis = len(rows.axes) - 1 if left else len(rows.axes) - 2
-        width = shape[-1] if left else shape[-2]
-        found += [(slot, layer) for layer in spread(rows, axis, width, op)]
-    return found
-
-
-def _moved(node: Node, rows: Rows) -> list[tuple[int, Rows]]:
-    """Ids sent through the backward of an operation that only moves elements."""
-    ids = full(rows)
-    metadata = node._input_metadata[0]
-    base = {torch.float64: 2**53, torch.float32: 2**24, torch.float16: 2**11, torch.bfloat16: 2**8}.get(metadata.dtype, 2**8)
-    dtype, device = metadata.dtype, metadata.device
-    coded, digits = ids + 1, []
-    while True:
-        digits.append((coded % base).to(dtype))
-        coded = coded // base
-        if not bool(coded.any()):
-            break
-    sent = [_call(node, d.to(device)) for d in [*digits, torch.ones(ids.shape, dtype=dtype)]]
-    found = []
-    for slot in live(node):
-        if any(s[slot] is None for s in sent):
-            continue
-        if bool((sent[-1][slot] > 1).any()):
-            raise Mixes(f"{node.name()} (an element goes to several places)")
-        whole_ids = torch.zeros(sent[0][slot].shape, dtype=torch.int64)
-        for power, digit in enumerate(sent[:-1]):
-            whole_ids += digit[slot].cpu().long() * base**power
-        found.append((slot, folded(whole_ids - 1)))
-    return found
-
-
-def _call(node: Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    with torch.no_grad():
-        result = node(gradient)
-    return result if isinstance(result, tuple) else (result,)
 
 
 def folded(ids: Tensor) -> Rows:
@@ -472,20 +236,3 @@ def folded(ids: Tensor) -> Rows:
         axes.append((Factor(size, not equal),) if size != 1 else ())
         ids = first if equal else ids
     return Rows(tuple(axes), ids.reshape([f.size for axis in axes for f in axis if f.kept]))
-
-
-_RULES: dict[str, Callable[[Node, int, Rows], list[tuple[int, Rows]]]] = {
-    **dict.fromkeys(VIEWS, _view),
-    "Transpose": _transpose,
-    "T": _transpose,
-    "Permute": _permute,
-    "Expand": _expand,
-    "Select": _select,
-    "Slice": _slice,
-    "Unbind": _unbind,
-    "Split": _split,
-    "SplitWithSizes": _split,
-    "Cat": _cat,
-    "Stack": _stack,
-    "Glu": _glu,
-}

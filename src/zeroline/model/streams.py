@@ -21,24 +21,8 @@ from torch import Tensor
 from zeroline.errors import TraceError
 from zeroline.model.capture import Operand, Recording, Start
 from zeroline.model.maps import heads_of, name_of
-from zeroline.model.rows import (
-    NONE,
-    Axes,
-    Factor,
-    Mixes,
-    Node,
-    Rows,
-    back,
-    fresh,
-    full,
-    is_identity,
-    live,
-    permute,
-    reshape,
-    shape_of,
-    spread,
-    unbroadcast,
-)
+from zeroline.model.operations import Node, back, live, shape_of
+from zeroline.model.rows import NONE, Axes, Factor, Mixes, Rows, fresh, full, is_identity, permute, reshape, spread, unbroadcast
 
 _LEAF = "torch::autograd::AccumulateGrad"
 _CHECKPOINT = "CheckpointFunctionBackward"
@@ -547,4 +531,3 @@ def _grid_of(source: _Source) -> tuple[int, int] | None:
     if len(sizes) == 2 and sizes[0] * sizes[1] == source.tokens:
         return sizes[0], sizes[1]
     return None
-

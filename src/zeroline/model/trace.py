@@ -25,7 +25,7 @@ from zeroline.model import identity
 from zeroline.model.capture import Recording, Seen, watched
 from zeroline.model.inputs import Inputs
 from zeroline.model.maps import four, heads_of, maps_of, name_of
-from zeroline.model.rows import Node
+from zeroline.model.operations import Node
 from zeroline.model.state import untouched
 from zeroline.model.streams import Graph, Stream, layout_of
 

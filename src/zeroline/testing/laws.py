@@ -320,7 +320,7 @@ def _features(model: nn.Module, inputs: Any, site: str) -> Tensor:
         return inputs[name] if isinstance(inputs, Mapping) else inputs[0] if isinstance(inputs, tuple) else inputs  # type: ignore[no-any-return]
     if site.startswith("attention:"):
         maps: list[Tensor] = []
-        with _written_out(model.get_submodule(site.removeprefix("attention:")), lambda a: maps.append(a) or a):
+        with _written_out(model.get_submodule(site.removeprefix("attention:")), _kept(maps)):
             _logits(model, inputs)
         return maps[0]
     name, _, call = site.partition("#")
@@ -371,6 +371,14 @@ def _replaced_scores(model: nn.Module, inputs: Any, site: str, z0: Tensor) -> Te
         hook.remove()
 
 
+def _kept(found: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    def keep(attention: Tensor) -> Tensor:
+        found.append(attention)
+        return attention
+
+    return keep
+
+
 @contextmanager
 def _written_out(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within the block, fused attention inside ``module`` is softmax(q k^T) v with the map changed."""
@@ -380,16 +388,16 @@ def _written_out(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Itera
         return change((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)) @ v
 
     def enter(*_: Any) -> None:
-        functional.scaled_dot_product_attention = explicit
+        functional.__dict__["scaled_dot_product_attention"] = explicit
 
     def leave(*_: Any) -> None:
-        functional.scaled_dot_product_attention = fused
+        functional.__dict__["scaled_dot_product_attention"] = fused
 
     hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
         yield
     finally:
-        functional.scaled_dot_product_attention = fused
+        functional.__dict__["scaled_dot_product_attention"] = fused
         for hook in hooks:
             hook.remove()
 

@@ -55,9 +55,9 @@ class TwoStreams(nn.Module):
 
     def forward(self, ids: Tensor, regions: Tensor) -> Tensor:
         words = self.block(self.embed(ids))
-        scores = self.query(words) @ self.key(regions).transpose(-1, -2) / 8**0.5
-        words = words + functional.softmax(scores, -1) @ self.value(regions)
-        scores = self.head(words.mean(1))
+        seen = self.query(words) @ self.key(regions).transpose(-1, -2) / 8**0.5
+        words = words + functional.softmax(seen, -1) @ self.value(regions)
+        scores: Tensor = self.head(words.mean(1))
         return scores
 
 
@@ -223,7 +223,10 @@ def nan_is_an_error_that_names_the_sample(route: Route, toy: Toy) -> None:
 
 
 def _all_of(model: nn.Module) -> dict[str, Any]:
-    return {**fingerprint(model), "functional": (functional.has_torch_function, functional.scaled_dot_product_attention, functional.softmax)}
+    return {
+        **fingerprint(model),
+        "functional": (functional.__dict__["has_torch_function"], functional.scaled_dot_product_attention, functional.softmax),
+    }
 
 
 ROUTE_LAWS: tuple[Callable[[Route, Toy], None], ...] = (

@@ -1,0 +1,122 @@
+"""``zeroline attend``: where a model's attention finds what a target needs, per source and per layer."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from zeroline.cli import show
+from zeroline.cli.explain import grid_of, read_target
+from zeroline.cli.sources import load_sourced, open_image, sources_of
+from zeroline.errors import UsageError
+from zeroline.methods import attention_relevance
+from zeroline.model.loading import Sourced
+from zeroline.relevance import Relevance
+from zeroline.report import figure, relevance_figure
+from zeroline.target import Target, top_token
+
+
+def attend(
+    image: Annotated[Path | None, typer.Argument(help="The image file; left out for models that read text alone.")] = None,
+    text: Annotated[str | None, typer.Option(help="The text, for models that read one.")] = None,
+    model: Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")] = "zoo:digits-vit",
+    target: Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")] = "top",
+    correction: Annotated[str, typer.Option(help="positive, absolute, negative, signed or none (rollout).")] = "positive",
+    calls: Annotated[str, typer.Option(help="all, numbers '0,3', or a name with *; see `zeroline trace MODEL`.")] = "all",
+    coverage: Annotated[str, typer.Option(help="complete or incomplete.")] = "complete",
+    rule: Annotated[str, typer.Option(help="graph or chefer-bimodal.")] = "graph",
+    grid: Annotated[str | None, typer.Option(help="Patch grid ROWSxCOLUMNS, if the model does not say.")] = None,
+    prefix: Annotated[int | None, typer.Option(help="Tokens before the patches (class, registers).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for figure.png, relevance.safetensors, record.json.")] = Path("out"),
+    json_: Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Let a hub model run its own code.")] = False,
+) -> None:
+    """Relevance of every patch and word for a target, through all attentions of the model."""
+    shape = grid_of(grid)
+    picture = None if image is None else open_image(image)
+    sourced = load_sourced(model, trust_remote_code=trust_remote_code)
+    inputs = sourced.prepare(*sources_of(sourced, picture, text))
+    with show.results_folder(out):
+        started = time.perf_counter()
+        relevance = attention_relevance(
+            sourced.model,
+            inputs,
+            target=_target(target, sourced),
+            correction=correction,
+            calls=_calls(calls),
+            coverage=coverage,
+            rule=rule,
+            grid=shape,
+            prefix=prefix,
+        )
+        seconds = time.perf_counter() - started
+        drawn = relevance_figure.sources(relevance, pictures=_pictures(relevance, sourced, inputs), words=_words(relevance, sourced, inputs))
+        written = _write(relevance, out, relevance_figure.figure(relevance, drawn))
+    if json_:
+        print(json.dumps({**relevance.to_dict(), "seconds": seconds, "files": [str(p) for p in written]}, indent=2))
+        return
+    show.table([("method", relevance.method), *relevance.rows(), ("seconds", f"{seconds:.2f}")])
+    for source in drawn:
+        if source.words and not source.is_map:
+            show.output.print(_coloured(source))
+    show.output.print(f"wrote {', '.join(str(p) for p in written)}", markup=False)
+
+
+def _target(text: str, sourced: Sourced) -> Target:
+    """As in ``explain``; for a model that writes words, "top" is the token that it would write next."""
+    if sourced.predicts_tokens:
+        if text != "top":
+            raise UsageError(f"{sourced.name!r} predicts tokens: --target top is possible here; in Python, zl.target.token(id, position)")
+        return top_token()
+    return read_target(text, sourced.labels)
+
+
+def _calls(text: str) -> Any:
+    """``all``, ``3``, ``0,2,-1`` or a name."""
+    parts = [part.strip() for part in text.split(",")]
+    if all(part.lstrip("-").isdigit() for part in parts):
+        return [int(part) for part in parts]
+    return text if len(parts) == 1 else parts
+
+
+def _pictures(relevance: Relevance, sourced: Sourced, inputs: Mapping[str, Any]) -> dict[str, figure.Picture]:
+    """The picture that the model was given, for the streams that lie on a grid."""
+    seen = {name: show.picture_of(sourced.model, inputs[name]) for name in relevance.by_source if name in inputs}
+    return {name: picture for name, picture in seen.items() if picture is not None}
+
+
+def _words(relevance: Relevance, sourced: Sourced, inputs: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """Tokens as text, for the streams of ids."""
+    if sourced.words is None:
+        return {}
+    ids = {name: inputs[name] for name in relevance.by_source if name in inputs and not inputs[name].is_floating_point()}
+    return {name: [str(word) for word in sourced.words(tensor[0].tolist())] for name, tensor in ids.items()}
+
+
+def _coloured(source: relevance_figure.Source) -> Text:
+    """Words on a ground as strong as their relevance (plain in a pipe)."""
+    line = Text(f"{source.name}: ")
+    limit = relevance_figure.word_limit(source)
+    for word, value in zip(source.words, source.heat):
+        red, green, blue = (int(255 * c) for c in relevance_figure.shade(float(value), limit))
+        ink = "white" if abs(value) > 0.75 * limit else "black"
+        line.append(word, style=f"{ink} on #{red:02x}{green:02x}{blue:02x}")
+        line.append(" ")
+    return line
+
+
+def _write(relevance: Relevance, folder: Path, drawn: Any) -> list[Path]:
+    """Three files, written into a folder of their own first, then moved."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as name:
+        fresh = Path(name)
+        relevance.save(fresh / "relevance.safetensors")
+        (fresh / "record.json").write_text(json.dumps(relevance.to_dict(), indent=2) + "\n")
+        figure.save(drawn, fresh / "figure.png")
+        return [path.replace(folder / path.name) for path in sorted(fresh.iterdir())]

@@ -1,0 +1,271 @@
+"""Token positions followed back through one operation of the autograd graph.
+
+Holds ``back``: linear layers, norms and pointwise functions act on features and keep rows; reshapes, slices, permutations
+and concatenations move them; rare movements are followed by sending the positions themselves through the operation's own
+backward; an operation that mixes rows outside attention, or is not known, raises ``Mixes`` with its name. It knows nothing
+of attention and of streams: that is ``streams``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeroline.model.rows import Factor, Mixes, Rows, Shape, folded, full, insert, narrow, permute, place, remove, reshape, spread, unbroadcast
+
+Node = Any  # torch.autograd.graph.Node; its saved attributes are not typed
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+POINTWISE = _words(
+    "Abs Add Sub Mul Div Neg Pow Exp Expm1 Log Log1P Log2 Sqrt Rsqrt Reciprocal Sin Cos Tanh Sigmoid Relu Gelu Silu Elu Mish Softplus "
+    "LeakyRelu Hardswish Hardsigmoid Hardtanh HardtanhBackward LogSigmoid Erf Clamp ClampMin ClampMax Clone ToCopy Where MaskedFill "
+    "Maximum Minimum Lerp Addcmul Addcdiv NanToNum NativeDropout FusedDropout NativeBatchNorm CudnnBatchNorm MiopenBatchNorm Prelu Threshold "
+    "Copy Rsub Alias Sign Copysign"
+)
+LAST = _words("NativeLayerNorm FusedRmsNorm RmsNorm Softmax LogSoftmax Glu LogCumsumExp")
+REDUCTIONS = _words("Mean Sum Amax Amin Max Min LinalgVectorNorm Norm Logsumexp Var Std VarMean Prod StdMean NllLoss NllLoss2D")
+MATRIX = _words("Mm Bmm Addmm Baddbmm Addbmm Linear MkldnnLinear")
+VIEWS = _words("View UnsafeView ReshapeAlias Squeeze Unsqueeze MkldnnReshape")
+# movements that are rare: the node itself moves the ids
+MOVES = _words(
+    "Index IndexSelect Gather Roll Flip ConstantPadNd Repeat Unfold MaskedScatter IndexPut MaskedSelect Take AsStrided SelectScatter "
+    "SliceScatter IndexCopy Scatter Diagonal Tril Triu Rot90 PixelShuffle PixelUnshuffle CopySlices Im2Col"
+)
+
+
+def kind(node: Node) -> str:
+    """``AddBackward0`` -> ``Add``."""
+    name = str(node.name()).rsplit("::", 1)[-1]
+    return name.rstrip("0123456789").removesuffix("Backward")
+
+
+def shape_of(node: Node, number: int) -> Shape:
+    """The shape of output ``number`` of the operation that ``node`` is the backward of."""
+    return tuple(int(n) for n in node._input_metadata[number].shape)
+
+
+def back(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    """(operand, rows) for every operand of an operation that leads on; ``rows`` are those of its output ``number``.
+
+    Operands that are broadcast are given before the rows are put together: see ``unbroadcast``. Raises ``Mixes``.
+    """
+    op = kind(node)
+    if op in POINTWISE:
+        return [(slot, rows) for slot in live(node)]
+    rule = _RULES.get(op)
+    if rule is not None:
+        return rule(node, number, rows)
+    if op in MATRIX:
+        return _matrix(node, rows)
+    if op in LAST:
+        return [(0, layer) for layer in _mixed(rows, _last(node, len(rows.axes)), op)]
+    if op in REDUCTIONS:
+        return [(slot, _unreduced(node, rows)) for slot in live(node)[:1]]
+    if op in MOVES:
+        return _moved(node, rows)
+    raise Mixes(str(node.name()))
+
+
+def live(node: Node) -> list[int]:
+    """The operands that lead on in the graph."""
+    return [slot for slot, (following, _) in enumerate(node.next_functions) if following is not None]
+
+
+def _mixed(rows: Rows, axes: Sequence[int], op: str) -> list[Rows]:
+    layers = [rows]
+    for axis in axes:
+        layers = [one for layer in layers for one in spread(layer, axis, op=op)]
+    return layers
+
+
+def _last(node: Node, ndim: int) -> Sequence[int]:
+    normalised = getattr(node, "_saved_normalized_shape", None)
+    if normalised is not None:
+        return range(ndim - len(normalised), ndim)
+    dim = getattr(node, "_saved_dim", -1)
+    return [signed(dim) % ndim]
+
+
+def signed(value: int) -> int:
+    """Saved dimensions are unsigned: 2**64 - 1 is -1."""
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _operand_shape(node: Node, slot: int = 0) -> Shape:
+    following, number = node.next_functions[slot]
+    if following.name() == "torch::autograd::AccumulateGrad":
+        return tuple(following.variable.shape)
+    return shape_of(following, number)
+
+
+def _view(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    return [(0, reshape(rows, _operand_shape(node)))]
+
+
+def _transpose(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    order = list(range(len(rows.axes)))
+    a, b = (signed(node._saved_dim0), signed(node._saved_dim1)) if hasattr(node, "_saved_dim0") else (0, 1)
+    order[a], order[b] = order[b], order[a]
+    return [(0, permute(rows, order))]
+
+
+def _permute(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    dims = [signed(d) % len(rows.axes) for d in node._saved_dims]
+    return [(0, permute(rows, [dims.index(i) for i in range(len(dims))]))]
+
+
+def _expand(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    return [(0, layer) for layer in unbroadcast(rows, _operand_shape(node), "expand")]
+
+
+def _select(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    shape = _operand_shape(node)
+    dim = signed(node._saved_dim) % len(shape)
+    index = torch.tensor([signed(node._saved_index) % shape[dim]])
+    return [(0, place(insert(rows, dim, ()), dim, shape[dim], index))]
+
+
+def _slice(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    shape = _operand_shape(node)
+    dim = signed(node._saved_dim) % len(shape)
+    index = torch.arange(shape[dim])[slice(signed(node._saved_start), signed(node._saved_end), node._saved_step)]
+    return [(0, place(rows, dim, shape[dim], index))]
+
+
+def _unbind(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    shape = _operand_shape(node)
+    dim = signed(node._saved_dim) % len(shape)
+    return [(0, place(insert(rows, dim, ()), dim, shape[dim], torch.tensor([number])))]
+
+
+def _split(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    shape = _operand_shape(node)
+    dim = signed(node._saved_dim) % len(shape)
+    sizes = getattr(node, "_saved_split_sizes", None)
+    start = sum(sizes[:number]) if sizes is not None else number * node._saved_split_size
+    return [(0, place(rows, dim, shape[dim], torch.arange(start, start + rows.shape[dim])))]
+
+
+def _cat(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    dim = signed(node._saved_dim) % len(rows.axes)
+    start, found = 0, []
+    for slot, size in enumerate(_cat_sizes(node, dim, rows.shape[dim])):
+        part = narrow(rows, dim, start, size) if node.next_functions[slot][0] is not None else None
+        if part is not None:
+            found.append((slot, part))
+        start += size
+    return found
+
+
+def _cat_sizes(node: Node, dim: int, total: int) -> list[int]:
+    """Sizes of the operands along ``dim``; those without a graph share what is left."""
+    known = [None if f is None else _operand_shape(node, i)[dim] for i, (f, _) in enumerate(node.next_functions)]
+    unknown = [i for i, size in enumerate(known) if size is None]
+    rest = total - sum(size for size in known if size is not None)
+    if len(unknown) == 1:
+        known[unknown[0]] = rest
+    elif unknown:
+        # the node knows: a gradient of zeros comes back in the operands' shapes
+        raise Mixes("cat of several tensors without a gradient")
+    return [int(size or 0) for size in known]
+
+
+def _stack(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    dim = signed(node._saved_dim) % len(rows.axes)
+    parts = [(slot, narrow(rows, dim, slot, 1)) for slot in live(node)]
+    return [(slot, remove(part, dim)) for slot, part in parts if part is not None]
+
+
+def _glu(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    axis = signed(node._saved_dim) % len(rows.axes)
+    return [(0, layer) for layer in spread(rows, axis, 2 * rows.shape[axis], "glu")]
+
+
+def _unreduced(node: Node, rows: Rows) -> Rows:
+    """An axis that was summed over: all its positions belong to the row of the sum."""
+    shape = _operand_shape(node, live(node)[0])
+    dims = getattr(node, "_saved_dim", None)
+    if dims is None or (isinstance(dims, tuple) and not dims):
+        dims = range(len(rows.axes) if len(rows.axes) < len(shape) else 0, len(shape))
+    dims = sorted(signed(d) % len(shape) for d in ([dims] if isinstance(dims, int) else dims))
+    if len(rows.axes) == len(shape):
+        for dim in dims:
+            rows = insert(remove(rows, dim), dim, (Factor(shape[dim], False),) if shape[dim] != 1 else ())
+        return rows
+    for dim in dims:
+        rows = insert(rows, dim, (Factor(shape[dim], False),) if shape[dim] != 1 else ())
+    return rows
+
+
+def _matrix(node: Node, rows: Rows) -> list[tuple[int, Rows]]:
+    """A matrix product: an operand keeps the axes that it shares with the output; the others mix."""
+    op = kind(node)
+    found: list[tuple[int, Rows]] = []
+    bias = op in ("Addmm", "Baddbmm", "Addbmm")
+    for slot in live(node):
+        if bias and slot == 0:
+            found.append((slot, rows))
+            continue
+        shape = _operand_shape(node, slot)
+        left = slot == (1 if bias else 0)
+        axis = len(rows.axes) - 1 if left else len(rows.axes) - 2
+        width = shape[-1] if left else shape[-2]
+        found += [(slot, layer) for layer in spread(rows, axis, width, op)]
+    return found
+
+
+def _moved(node: Node, rows: Rows) -> list[tuple[int, Rows]]:
+    """Ids sent through the backward of an operation that only moves elements."""
+    ids = full(rows)
+    metadata = node._input_metadata[0]
+    base = {torch.float64: 2**53, torch.float32: 2**24, torch.float16: 2**11, torch.bfloat16: 2**8}.get(metadata.dtype, 2**8)
+    dtype, device = metadata.dtype, metadata.device
+    coded, digits = ids + 1, []
+    while True:
+        digits.append((coded % base).to(dtype))
+        coded = coded // base
+        if not bool(coded.any()):
+            break
+    sent = [_call(node, d.to(device)) for d in [*digits, torch.ones(ids.shape, dtype=dtype)]]
+    found = []
+    for slot in live(node):
+        moved = [s[slot] for s in sent if s[slot] is not None]
+        if len(moved) < len(sent):
+            continue
+        if bool(moved[-1].gt(1).any()):
+            raise Mixes(f"{node.name()} (an element goes to several places)")
+        whole_ids = torch.zeros(moved[0].shape, dtype=torch.int64)
+        for power, digit in enumerate(moved[:-1]):
+            whole_ids += digit.cpu().long() * base**power
+        found.append((slot, folded(whole_ids - 1)))
+    return found
+
+
+def _call(node: Node, gradient: Tensor) -> tuple[Any, ...]:
+    with torch.no_grad():
+        result = node(gradient)
+    return result if isinstance(result, tuple) else (result,)
+
+
+_RULES: dict[str, Callable[[Node, int, Rows], list[tuple[int, Rows]]]] = {
+    **dict.fromkeys(VIEWS, _view),
+    "Transpose": _transpose,
+    "T": _transpose,
+    "Permute": _permute,
+    "Expand": _expand,
+    "Select": _select,
+    "Slice": _slice,
+    "Unbind": _unbind,
+    "Split": _split,
+    "SplitWithSizes": _split,
+    "Cat": _cat,
+    "Stack": _stack,
+    "Glu": _glu,
+}
