@@ -115,7 +115,7 @@ class Relevance:
             "target": list(self.target),
             "output": self.output.tolist(),
             "streams": {
-                name: {"tokens": r.shape[1], "prefix": self.tokens[name].prefix, "grid": self.tokens[name].grid, "total": r.sum(1).tolist()}
+                name: {"tokens": r.shape[1], "prefix": self.tokens[name].prefix, "grid": _listed(self.tokens[name].grid), "total": r.sum(1).tolist()}
                 for name, r in self.by_source.items()
             },
             "calls": [{"name": name, "kind": kind} for name, kind in self.calls],
@@ -228,3 +228,7 @@ class Relevance:
 
 def _packed(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _listed(grid: tuple[int, int] | None) -> list[int] | None:
+    return None if grid is None else list(grid)
