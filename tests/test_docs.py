@@ -29,7 +29,7 @@ def test_the_python_example_prints_what_the_readme_shows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it writes nine.png
     printed = io.StringIO()
     with redirect_stdout(printed):
-        exec(compile(blocks("python")[0], "README.md", "exec"), {})
+        exec(compile("\n".join(blocks("python")), "README.md", "exec"), {})
     assert without_the_last_digits(printed.getvalue()) == without_the_last_digits(blocks("text")[0])
 
 
@@ -50,7 +50,26 @@ def _run(arguments):
         assert not ended.code, ended.code
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/performance.md"])
+def test_the_attention_page_prints_what_it_shows():
+    page = (ROOT / "docs/attention.md").read_text()
+    code, shown = (re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL) for language in ("python", "text"))
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        for block in code:
+            exec(compile(block, "docs/attention.md", "exec"), {})
+    assert without_the_last_digits(printed.getvalue()) == without_the_last_digits("\n".join(shown))
+
+
+def test_the_models_page_is_the_table_that_the_tests_run():
+    from models_page import page
+
+    assert (ROOT / "docs/models.md").read_text() == page(), "run: python tests/models_page.py > docs/models.md"
+
+
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/attention.md", "docs/concepts.md", "docs/models.md", "docs/performance.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_to_files_lead_somewhere(page):
     text = (ROOT / page).read_text()
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):

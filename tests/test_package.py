@@ -8,7 +8,8 @@ import zeroline as zl
 
 def test_exports_are_sorted_and_exist():
     pinned = (
-        "METHODS Attribution baseline capture contrast errors gradient_x_input integrated_gradients logit replaced site sites target taylor top zoo"
+        "METHODS ROUTES Attribution Relevance attention_relevance attention_transfer baseline capture contrast errors gradient_x_input "
+        "integrated_attention integrated_gradients logit replaced rollout site sites target taylor top trace zoo"
     )
     assert zl.__all__ == pinned.split()
     assert all(getattr(zl, name) is not None for name in zl.__all__)
