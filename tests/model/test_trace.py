@@ -98,10 +98,10 @@ def test_attention_gradients_equal_autograd_on_an_eager_twin(family, attention, 
     model, inputs = built(family, attention, torch.float64)
     with followed(model, inputs) as live:
         value = family.read(live.recording.output)
-        outputs = [s.output.tensor for s in live.recording.seen]
+        outputs = [s.output.tensor for s in live.graph.calls]
         gradients = torch.autograd.grad(value.sum(), outputs, allow_unused=True, retain_graph=True)
         ours = [live.maps(i, torch.zeros_like(o) if g is None else g) for i, (g, o) in enumerate(zip(gradients, outputs))]
-        written = [s.weights for s in live.recording.seen]
+        written = [s.weights for s in live.graph.calls]
         own = [None if w is None else torch.autograd.grad(value.sum(), w.tensor, allow_unused=True, retain_graph=True)[0] for w in written]
         found = [(m.attention(), m.gradient()) for m in ours]
     twin = WrittenOut()

@@ -144,17 +144,19 @@ class Sweep:
     def differentiate(self, keep: bool) -> None:
         """df/do of every call that needs it, in one backward pass; the graph goes with it unless kept."""
         wanted = sorted((self.corrected if self.change is not None else set()) | set(self.finals if self.given is None else ()))
-        outputs = [self.graph.calls[i].output.tensor for i in wanted]
+        outputs = [self.graph.calls[i].output for i in wanted]
+        edges = [output.edge for output in outputs if output.edge is not None]
         try:
-            found = torch.autograd.grad(self.value.sum(), outputs, allow_unused=True, retain_graph=keep) if outputs else ()
+            found = iter(torch.autograd.grad(self.value.sum(), edges, allow_unused=True, retain_graph=keep) if edges else ())
         except RuntimeError as problem:
             if isinstance(problem, torch.OutOfMemoryError):
                 raise
             raise TargetError(f"the backward pass fails: {str(problem).splitlines()[0]}") from problem
-        for i, gradient, output in zip(wanted, found, outputs):
+        for i, output in zip(wanted, outputs):
+            gradient = next(found) if output.edge is not None else None
             if gradient is not None and not bool(gradient.isfinite().all()):
                 raise NonFiniteError(f"the gradient of the target is not finite at the output of {self.records[i].name}")
-            self.gradients[i] = torch.zeros_like(output) if gradient is None else gradient
+            self.gradients[i] = torch.zeros_like(output.tensor) if gradient is None else gradient
         del self.value
 
     def start(self) -> Readout:

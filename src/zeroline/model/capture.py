@@ -13,11 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -35,20 +36,23 @@ def _words(text: str) -> frozenset[str]:
 _KEEPS = _words(
     "add add_ __add__ __radd__ __iadd__ sub __sub__ sub_ mul mul_ __mul__ __rmul__ __imul__ div div_ __truediv__ true_divide tanh dropout "
     "masked_fill masked_fill_ where to float half bfloat16 double type type_as clamp clamp_ clip maximum max contiguous nan_to_num "
-    "view reshape unflatten flatten squeeze unsqueeze clone feature_alpha_dropout"
+    "view reshape unflatten flatten squeeze unsqueeze clone feature_alpha_dropout __getitem__ narrow cat concat"
 )
+_RESIZES = _words("__getitem__ narrow cat concat")  # an attention sink is put beside the scores and taken off the weights
+_TURNS = _words("transpose permute t swapaxes movedim adjoint")
 _PRODUCTS = _words("matmul __matmul__ bmm baddbmm einsum")
 # functions that take a parameter as data (a class token, learned queries), not as a weight
 _TAKES_TOKENS = _words(
     "expand expand_as cat concat repeat tile unsqueeze view reshape broadcast_to __getitem__ clone stack flatten permute transpose "
     "repeat_interleave to type_as type contiguous"
 )
-_TAKES_TOKENS_FIRST = _words("layer_norm linear dropout rms_norm")
+_TAKES_TOKENS_FIRST = _words("layer_norm linear dropout rms_norm mul __mul__ matmul __matmul__ bmm normalize")
 _ADDS = _words("add __add__ __radd__")
 # functions that move ids but make no new ones: what they give is still the input's (shifted decoder ids, say)
 _MOVES_IDS = _words(
     "clone to long int view reshape __getitem__ cat contiguous masked_fill masked_fill_ where expand squeeze unsqueeze clamp clip pad roll "
-    "flatten detach flip transpose permute index_select gather repeat repeat_interleave type"
+    "flatten detach flip transpose permute index_select gather repeat repeat_interleave type t swapaxes movedim narrow split chunk unbind stack "
+    "add sub __add__ __sub__ __radd__ __get__"
 )
 
 
@@ -58,11 +62,24 @@ class Operand:
 
     tensor: Tensor
     order: tuple[int, ...]
+    edge: GradientEdge | None = None  # where it came from when it was seen; the model may write on it later
+    heads: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, ordered."""
+        return tuple(int(self.tensor.shape[i]) for i in self.order)
 
     @property
     def ordered(self) -> Tensor:
         """The tensor as [..., heads, tokens, width]; without a graph."""
         return self.tensor.detach().permute(self.order)
+
+
+def operand(tensor: Tensor, order: tuple[int, ...] | None = None) -> Operand:
+    """A tensor as it is now, with its place in the graph."""
+    edge = get_gradient_edge(tensor) if tensor.requires_grad else None
+    return Operand(tensor, tuple(range(tensor.ndim)) if order is None else order, edge)
 
 
 @dataclass(frozen=True)
@@ -91,7 +108,12 @@ class Start:
 
     name: str
     input: str | None
-    is_ids: bool = False
+    ids: Tensor | None = None
+
+    @property
+    def is_ids(self) -> bool:
+        """Does it start at an embedding look-up?"""
+        return self.ids is not None
 
 
 @dataclass
@@ -106,12 +128,14 @@ class Recording:
 
 
 Replace = Callable[[Seen, Tensor], Tensor]
+_active: list[Watch] = []
 
 
 @dataclass(frozen=True)
 class _Scores:
     query: Operand
     key: Operand
+    reshaped: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,14 +143,19 @@ class _Weights:
     scores: _Scores | None
 
 
-class Watch(TorchFunctionMode):
-    """The mode. ``replace(seen, output)`` may give another output for an attention (the do-operator on its map)."""
+@dataclass(frozen=True)
+class _Turned:
+    """Weights transposed: what they multiply cannot be followed."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, recording: Recording, *, graph: bool, replace: Replace | None = None) -> None:
+
+class Watch(TorchFunctionMode):
+    """The mode. ``changed(seen, output)`` may give another output for an attention (the do-operator on its map)."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, recording: Recording, *, graph: bool, changed: Replace | None = None) -> None:
         super().__init__()
         self.recording = recording
         self.graph = graph
-        self.replace = replace
+        self.replace = changed
         self.parameters = {id(p): name for name, p in model.named_parameters()}
         self.opened: list[nn.Parameter] = []
         self.batch = inputs.batch
@@ -143,6 +172,8 @@ class Watch(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if func is F.multi_head_attention_forward and self.how is None:
             return self._inside_multi_head(func, args, kwargs)
+        if _active[-1] is not self:
+            return func(*args, **kwargs)  # another pass runs inside this one (a trace in a hook): its calls are its own
         if self.graph:
             self._open_tokens(name, args)
         if func is F.scaled_dot_product_attention:
@@ -152,12 +183,14 @@ class Watch(TorchFunctionMode):
             self.derived[args[0]] = moved
         counts = self.recording.functions
         counts[name] = counts.get(name, 0) + 1
+        if name in _MOVES_IDS:
+            for one in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(one, Tensor) and not one.is_floating_point():
+                    self._derive(one, args)
         if not isinstance(out, Tensor):
             return out
         if func is F.embedding and self.graph and out.is_floating_point():
             return self._start_at_embedding(out, args, kwargs)
-        if name in _MOVES_IDS and not out.is_floating_point():
-            self._derive(out, args)
         return self._follow(name, out, args, kwargs)
 
     def _inside_multi_head(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -176,12 +209,17 @@ class Watch(TorchFunctionMode):
             F.__dict__["has_torch_function"] = asks
             self.how = None
 
+    def _tag(self, tensor: Tensor) -> Any:
+        return _get(self.tags, tensor)
+
     def _fused(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         given = {**dict(zip(names, args)), **kwargs}
         if given.get("dropout_p"):
             raise ModelStateError(f"attention in {self.stack[-1]!r} drops out at random (p={given['dropout_p']:g}); call model.eval() first")
         mask = given.get("attn_mask")
+        if mask is not None and type(mask) is not Tensor and hasattr(mask, "_materialize"):
+            mask = mask._materialize(given["query"].device)  # torch.nn.attention.bias.CausalBias
         if mask is not None and mask.requires_grad and not self._from_inputs(mask):
             given["attn_mask"] = mask = mask.detach()  # else another kernel would run than without us
         query, key, value = given["query"], given["key"], given["value"]
@@ -191,9 +229,9 @@ class Watch(TorchFunctionMode):
         return self._saw(
             out,
             self.how or FUSED,
-            Operand(query, tuple(range(query.ndim))),
-            Operand(key, tuple(range(key.ndim))),
-            Operand(value, tuple(range(value.ndim))),
+            operand(query),
+            operand(key),
+            operand(value),
             mask=None if mask is None else mask.detach(),
             causal=bool(given.get("is_causal")),
             scale=scale,
@@ -203,7 +241,12 @@ class Watch(TorchFunctionMode):
         path = self.stack[-1]
         index = self.counts.get(path, 0)
         self.counts[path] = index + 1
-        seen = Seen(path, index, how, query, key, value, Operand(out, order or tuple(range(out.ndim))), **more)
+        output = operand(out, order)
+        lead = output.shape[:-2]
+        if len(lead) == 0:
+            raise TraceError(f"the attention in {path!r} has no batch axis: its output is {tuple(out.shape)}")
+        parts = (_led(part, lead) for part in (query, key, value))
+        seen = Seen(path, index, how, *parts, output, **more)
         if self.replace is not None:
             out = self.replace(seen, out)
         self.recording.seen.append(seen)
@@ -214,16 +257,21 @@ class Watch(TorchFunctionMode):
         if name in _PRODUCTS:
             return self._product(name, out, args)
         first = args[0] if args and isinstance(args[0], Tensor) else kwargs.get("input")
-        if name in ("softmax", "_softmax"):
+        if name in _TURNS and isinstance(first, Tensor) and isinstance(self._tag(first), _Weights):
+            self.tags[out] = _Turned()
+        elif name in ("softmax", "_softmax", "special_softmax"):
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             if isinstance(first, Tensor) and out.ndim >= 3 and dim in (-1, out.ndim - 1):
                 tag = _get(self.tags, first)
                 self.tags[out] = _Weights(tag if isinstance(tag, _Scores) else None)
         elif name in _KEEPS:
-            for tensor in args[:3]:
-                if isinstance(tensor, Tensor) and tensor in self.tags and tensor.numel() == out.numel():
-                    self.tags[out] = self.tags[tensor]
-                    break
+            given = args[0] if args and isinstance(args[0], (list, tuple)) else args[:3]
+            tagged = [t for t in given if isinstance(t, Tensor) and t in self.tags and (name in _RESIZES or t.numel() == out.numel())]
+            if tagged and not isinstance(self._tag(tagged[0]), _Turned):
+                direct = [t for t in tagged if not getattr(self._tag(t), "reshaped", False)]
+                tag = self._tag((direct or tagged)[0])
+                shaped = isinstance(tag, _Scores) and out.shape != (direct or tagged)[0].shape and name not in _RESIZES
+                self.tags[out] = replace(tag, reshaped=True) if shaped else tag
         return out
 
     def _product(self, name: str, out: Tensor, args: tuple[Any, ...]) -> Tensor:
@@ -240,22 +288,25 @@ class Watch(TorchFunctionMode):
         tag = _get(self.tags, left)
         if isinstance(tag, _Weights):
             return self._written(tag, left, right, out, letters)
-        if isinstance(_get(self.tags, right), _Weights):
-            raise TraceError(
-                f"the attention in {self.stack[-1]!r} multiplies by its weights from the right ({name}); zeroline follows weights @ values"
-            )
-        if out.ndim >= 3 and left.ndim >= 3 and right.ndim >= 3:
-            self.tags[out] = self._scores(left, right, letters)
+        if isinstance(_get(self.tags, right), (_Weights, _Turned)) or isinstance(tag, _Turned):
+            raise TraceError(f"the attention in {self.stack[-1]!r} multiplies by its weights from the right, or transposed ({name});"
+                             " zeroline follows weights @ values")
+        if out.ndim >= 3 and right.ndim >= 3:
+            scores = self._scores(left, right, letters)
+            if scores is not None:
+                self.tags[out] = scores
         return out
 
-    def _scores(self, left: Tensor, right: Tensor, letters: list[str] | None) -> _Scores:
+    def _scores(self, left: Tensor, right: Tensor, letters: list[str] | None) -> _Scores | None:
         if letters is None:
             order = (*range(right.ndim - 2), right.ndim - 1, right.ndim - 2)
-            return _Scores(Operand(left, tuple(range(left.ndim))), Operand(right, order))
+            return _Scores(operand(left, tuple(range(left.ndim))), operand(right, order))
         q, k, out = letters
         width = next((c for c in q if c in k and c not in out), q[-1])
         lead, query, key = out[:-2], out[-2], out[-1]
-        return _Scores(Operand(left, _order(q, lead + query + width)), Operand(right, _order(k, lead + key + width)))
+        if sorted(q) != sorted(lead + query + width) or sorted(k) != sorted(lead + key + width):
+            return None  # some other product: relative positions, say
+        return _Scores(operand(left, _order(q, lead + query + width)), operand(right, _order(k, lead + key + width)))
 
     def _written(self, tag: _Weights, left: Tensor, right: Tensor, out: Tensor, letters: list[str] | None) -> Tensor:
         if tag.scores is None:
@@ -263,14 +314,14 @@ class Watch(TorchFunctionMode):
         scores = tag.scores
         plain = tuple(range(left.ndim))
         if letters is None:
-            weights, value, order = Operand(left, plain), Operand(right, tuple(range(right.ndim))), tuple(range(out.ndim))
+            weights, value, order = operand(left, plain), operand(right, tuple(range(right.ndim))), tuple(range(out.ndim))
         else:
             a, v, o = letters
             width = next((c for c in v if c in o and c not in a), v[-1])
             key = next((c for c in a if c in v and c not in o), a[-1])
             query = next((c for c in reversed(a) if c != key and c not in v), a[-2])
             lead = "".join(c for c in a if c not in (query, key))
-            weights, value = Operand(left, _order(a, lead + query + key)), Operand(right, _order(v, lead + key + width))
+            weights, value = operand(left, _order(a, lead + query + key)), operand(right, _order(v, lead + key + width))
             order = _order(o, lead + query + width)
         return self._saw(out, self.how or WRITTEN, scores.query, scores.key, value, order, weights=weights)
 
@@ -279,14 +330,14 @@ class Watch(TorchFunctionMode):
         weight = args[1] if len(args) > 1 else kwargs["weight"]
         name = _get(self.derived, ids)
         table = self.parameters.get(id(weight), "embedding")
-        return self._leaf(out, Start(name or table, name, is_ids=True))
+        return self._leaf(out, Start(name or table, name, ids.detach()))
 
     def _leaf(self, tensor: Tensor, start: Start) -> Tensor:
         """A copy that the model may write on, whose graph ends in a leaf that we know."""
         leaf = tensor.detach().requires_grad_()
         self.recording.starts[id(leaf)] = start
         self.recording.leaves.append(leaf)
-        return leaf.clone() if not tensor.requires_grad else tensor
+        return leaf.clone()
 
     def open_input(self, name: str, tensor: Tensor) -> Tensor:
         """A float input as a leaf of the graph."""
@@ -299,7 +350,9 @@ class Watch(TorchFunctionMode):
         if name in _TAKES_TOKENS:
             given: Iterable[Any] = args[0] if args and isinstance(args[0], (list, tuple)) else args[:1]
         elif name in _TAKES_TOKENS_FIRST:
-            given = args[:1]
+            given = [a for a in args[:1] if isinstance(a, Tensor) and a.ndim >= 2]
+        elif name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
+            given = args[:3]
         elif name in _ADDS:
             given = [a for a in args[:2] if isinstance(a, Tensor) and a.ndim >= 2]
         else:
@@ -336,12 +389,13 @@ class Watch(TorchFunctionMode):
 
 @contextmanager
 def watched(
-    model: nn.Module, inputs: Inputs, *, graph: bool = True, replace: Replace | None = None, values: Mapping[str, Any] | None = None
+    model: nn.Module, inputs: Inputs, *, graph: bool = True, replace_output: Replace | None = None, values: Mapping[str, Any] | None = None
 ) -> Iterator[Recording]:
     """Run ``model(...)`` under the mode; inside the block the recording is there, after it everything is put back."""
     recording = Recording()
-    watch = Watch(model, inputs, recording, graph=graph, replace=replace)
+    inputs = inputs.with_values({name: tensor.clone() for name, tensor in inputs.tensors.items()})  # the model may write on what it gets
     names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+    watch = Watch(model, inputs, recording, graph=graph, changed=replace_output)
     with ExitStack() as stack:
         stack.callback(lambda: [p.requires_grad_(False) for p in watch.opened])
 
@@ -353,11 +407,22 @@ def watched(
 
         for module in model.modules():
             stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
-            stack.callback(module.register_forward_hook(leave).remove)
-        opened = {n: watch.open_input(n, t) for n, t in inputs.floating().items() if graph and "mask" not in n}
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        opened = {n: watch.open_input(n, t) for n, t in inputs.tensors.items() if graph and t.is_floating_point() and t.ndim and not n.endswith("mask")}
+        _active.append(watch)
+        stack.callback(_active.remove, watch)
         with watch:
             recording.output = inputs.with_values({**opened, **(values or {})}).call(model)
         yield recording
+
+
+def _led(part: Operand, lead: tuple[int, ...]) -> Operand:
+    """Queries, keys or values without a batch axis (learned queries), or with one of size 1, spread over that of the output."""
+    own = part.shape[:-2]
+    wanted = (*lead[: len(lead) - len(own)], *(n if size == 1 else size for size, n in zip(own, lead[len(lead) - len(own) :])))
+    if own == wanted:
+        return part
+    return operand(part.tensor.permute(part.order).expand(*wanted, *part.shape[-2:]))
 
 
 def _order(letters: str, wanted: str) -> tuple[int, ...]:

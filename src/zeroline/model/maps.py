@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from zeroline.errors import TraceError
@@ -15,19 +17,19 @@ def name_of(seen: Seen) -> str:
 
 
 def heads_of(operand: Operand, batch: int) -> int:
-    """Heads: the third axis from the right; in [batch x heads, tokens, width] what the batch leaves over."""
-    shape = [operand.tensor.shape[i] for i in operand.order]
+    """Heads, as the graph decided, else the third axis from the right; in [batch x heads, tokens, width] what the batch leaves over."""
+    if operand.heads is not None:
+        return operand.heads
+    shape = operand.shape
     if len(shape) > 3:
-        return int(shape[-3])
-    return int(shape[0]) // batch if len(shape) == 3 and shape[0] % batch == 0 else 1
+        return shape[-3]
+    return shape[0] // batch if shape[0] % batch == 0 else 1
 
 
 def four(operand: Operand, batch: int, *, graph: bool = False) -> Tensor:
     """An operand as [groups, heads, tokens, width]."""
     tensor = operand.tensor.permute(operand.order) if graph else operand.ordered
-    if tensor.ndim == 3:
-        return tensor.reshape(-1, heads_of(operand, batch), *tensor.shape[1:])
-    return tensor.flatten(0, -4) if tensor.ndim > 4 else tensor
+    return tensor.reshape(-1, heads_of(operand, batch), *tensor.shape[-2:])
 
 
 def maps_of(seen: Seen, batch: int, output_gradient: Tensor | None = None) -> Maps:
@@ -36,7 +38,7 @@ def maps_of(seen: Seen, batch: int, output_gradient: Tensor | None = None) -> Ma
     if len(query) != len(key):
         raise TraceError(f"{name_of(seen)} has queries for {len(query)} samples and keys for {len(key)}; broadcast batches are not followed")
     weights = None if seen.weights is None else four(seen.weights, batch)
-    gradient = None if output_gradient is None else four(Operand(output_gradient, seen.output.order), batch)
+    gradient = None if output_gradient is None else four(replace(seen.output, tensor=output_gradient), batch)
     scale = 1.0 if seen.scale is None else seen.scale
     return Maps(query, key, value, weights, _mask(seen, query), seen.causal, scale, gradient)
 
@@ -53,11 +55,9 @@ def with_map(seen: Seen, attention: Tensor, batch: int) -> Tensor:
 
 def _mask(seen: Seen, query: Tensor) -> Tensor | None:
     """The mask of a fused kernel, to be broadcast to [groups, heads, queries, keys]."""
-    mask, shape = seen.mask, seen.query.tensor.shape
-    if mask is None or len(shape) == 4 or mask.ndim == 2:
+    mask, operand = seen.mask, seen.query
+    if mask is None or mask.ndim == 2 or (len(operand.shape) == 4 and operand.heads is None):
         return mask
-    if len(shape) == 3:
-        return mask.expand(shape[0], *mask.shape[1:]).reshape(-1, query.shape[1], *mask.shape[1:])
-    if mask.ndim < 4:
-        return mask
-    return mask.expand(*shape[:-3], *mask.shape[-3:]).flatten(0, -4)
+    plain = [operand.tensor.shape[i] for i in range(operand.tensor.ndim - 2)]
+    whole = mask.expand(*plain, *mask.shape[-2:]).permute(operand.order)
+    return whole.reshape(*query.shape[:2], *whole.shape[-2:])

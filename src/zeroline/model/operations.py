@@ -8,13 +8,14 @@ of attention and of streams: that is ``streams``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zeroline.model.rows import Factor, Mixes, Rows, Shape, folded, full, insert, narrow, permute, place, remove, reshape, spread, unbroadcast
+from zeroline.model.rows import Factor, Mixes, Rows, Shape, folded, full, insert, masked, narrow, permute, place, remove, reshape, spread
 
 Node = Any  # torch.autograd.graph.Node; its saved attributes are not typed
 
@@ -25,9 +26,9 @@ def _words(text: str) -> frozenset[str]:
 
 POINTWISE = _words(
     "Abs Add Sub Mul Div Neg Pow Exp Expm1 Log Log1P Log2 Sqrt Rsqrt Reciprocal Sin Cos Tanh Sigmoid Relu Gelu Silu Elu Mish Softplus "
-    "LeakyRelu Hardswish Hardsigmoid Hardtanh HardtanhBackward LogSigmoid Erf Clamp ClampMin ClampMax Clone ToCopy Where MaskedFill "
+    "LeakyRelu Hardswish Hardsigmoid Hardtanh HardtanhBackward LogSigmoid Erf Clamp ClampMin ClampMax Clone ToCopy "
     "Maximum Minimum Lerp Addcmul Addcdiv NanToNum NativeDropout FusedDropout NativeBatchNorm CudnnBatchNorm MiopenBatchNorm Prelu Threshold "
-    "Copy Rsub Alias Sign Copysign"
+    "Rsub Alias Sign Copysign"
 )
 LAST = _words("NativeLayerNorm FusedRmsNorm RmsNorm Softmax LogSoftmax Glu LogCumsumExp")
 REDUCTIONS = _words("Mean Sum Amax Amin Max Min LinalgVectorNorm Norm Logsumexp Var Std VarMean Prod StdMean NllLoss NllLoss2D")
@@ -40,10 +41,13 @@ MOVES = _words(
 )
 
 
+_TRANSPARENT = POINTWISE | VIEWS | _words("Expand Slice Select Transpose T Permute Unbind Split Cat Index Where MaskedFill")
+
+
 def kind(node: Node) -> str:
     """``AddBackward0`` -> ``Add``."""
     name = str(node.name()).rsplit("::", 1)[-1]
-    return name.rstrip("0123456789").removesuffix("Backward")
+    return re.sub(r"Backwards?\d*$", "", name)
 
 
 def shape_of(node: Node, number: int) -> Shape:
@@ -51,19 +55,20 @@ def shape_of(node: Node, number: int) -> Shape:
     return tuple(int(n) for n in node._input_metadata[number].shape)
 
 
-def back(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+def back(node: Node, number: int, rows: Rows, slots: Sequence[int] | None = None) -> list[tuple[int, Rows]]:
     """(operand, rows) for every operand of an operation that leads on; ``rows`` are those of its output ``number``.
 
-    Operands that are broadcast are given before the rows are put together: see ``unbroadcast``. Raises ``Mixes``.
+    ``slots`` are the operands of interest (all that lead on). Operands that are broadcast are given as if they were not: see
+    ``rows.unbroadcast``. Raises ``Mixes``.
     """
     op = kind(node)
-    if op in POINTWISE:
+    if op in POINTWISE or op == "Expand":
         return [(slot, rows) for slot in live(node)]
     rule = _RULES.get(op)
     if rule is not None:
         return rule(node, number, rows)
     if op in MATRIX:
-        return _matrix(node, rows)
+        return _matrix(node, rows, live(node) if slots is None else slots)
     if op in LAST:
         return [(0, layer) for layer in _mixed(rows, _last(node, len(rows.axes)), op)]
     if op in REDUCTIONS:
@@ -71,6 +76,22 @@ def back(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
     if op in MOVES:
         return _moved(node, rows)
     raise Mixes(str(node.name()))
+
+
+def by_softmax(node: Node, slot: int) -> bool:
+    """Is an operand a softmax over content, through pointwise functions and views: attention that nobody announced?"""
+    seen, waiting = set(), [node.next_functions[slot][0]]
+    while waiting and len(seen) < 40:
+        following = waiting.pop()
+        if following is None or following in seen:
+            continue
+        seen.add(following)
+        op = kind(following)
+        if op == "Softmax":
+            return True
+        if op in _TRANSPARENT:
+            waiting += [f for f, _ in following.next_functions]
+    return False
 
 
 def live(node: Node) -> list[int]:
@@ -121,8 +142,10 @@ def _permute(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
     return [(0, permute(rows, [dims.index(i) for i in range(len(dims))]))]
 
 
-def _expand(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
-    return [(0, layer) for layer in unbroadcast(rows, _operand_shape(node), "expand")]
+def _where(node: Node, rows: Rows) -> list[tuple[int, Rows]]:
+    taken = node._saved_condition.cpu()
+    last = len(node.next_functions) - 1
+    return [(slot, masked(rows, ~taken if slot == last else taken)) for slot in live(node)]
 
 
 def _select(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
@@ -204,12 +227,12 @@ def _unreduced(node: Node, rows: Rows) -> Rows:
     return rows
 
 
-def _matrix(node: Node, rows: Rows) -> list[tuple[int, Rows]]:
+def _matrix(node: Node, rows: Rows, slots: Sequence[int]) -> list[tuple[int, Rows]]:
     """A matrix product: an operand keeps the axes that it shares with the output; the others mix."""
     op = kind(node)
     found: list[tuple[int, Rows]] = []
     bias = op in ("Addmm", "Baddbmm", "Addbmm")
-    for slot in live(node):
+    for slot in slots:
         if bias and slot == 0:
             found.append((slot, rows))
             continue
@@ -259,7 +282,9 @@ _RULES: dict[str, Callable[[Node, int, Rows], list[tuple[int, Rows]]]] = {
     "Transpose": _transpose,
     "T": _transpose,
     "Permute": _permute,
-    "Expand": _expand,
+    "Copy": lambda node, number, rows: [(live(node)[-1], rows)],
+    "Where": lambda node, number, rows: _where(node, rows),
+    "MaskedFill": lambda node, number, rows: [(0, masked(rows, ~node._saved_mask.cpu()))] if 0 in live(node) else [],
     "Select": _select,
     "Slice": _slice,
     "Unbind": _unbind,

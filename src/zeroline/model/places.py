@@ -113,7 +113,7 @@ def _with_maps(model: nn.Module, inputs: Inputs, maps: Mapping[tuple[str | None,
         put = through(index, own)
         return output if put is own else with_map(seen, put, inputs.batch)
 
-    with watched(model, inputs, graph=False, replace=replace) as recording:
+    with watched(model, inputs, graph=False, replace_output=replace) as recording:
         return recording.output
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 NONE = -1
-_MOST_LAYERS = 64
+_MOST_LAYERS = 64  # heads
 Shape = tuple[int, ...]
 
 
@@ -33,6 +33,7 @@ class Factor:
     size: int
     kept: bool
     live: tuple[int, ...] | None = None
+    tag: int | None = None  # an axis that may be heads: see ``streams.Graph._decide``
 
     @property
     def share(self) -> int:
@@ -97,8 +98,8 @@ def reshape(rows: Rows, target: Shape) -> Rows:
             if factor.size > room:
                 if factor.size % room or factor.live is not None:
                     return _every_position(rows, target)
-                waiting.insert(0, Factor(factor.size // room, factor.kept))
-                factor = Factor(room, factor.kept)
+                waiting.insert(0, Factor(factor.size // room, factor.kept, tag=factor.tag))
+                factor = Factor(room, factor.kept, tag=factor.tag)
             elif room % factor.size:
                 return _every_position(rows, target)
             axis.append(factor)
@@ -154,7 +155,7 @@ def place(rows: Rows, axis: int, size: int, index: Tensor) -> Rows:
     if len(factors) <= 1 and not any(f.kept for f in factors):
         live = index if not factors or factors[0].live is None else index[list(factors[0].live)]
         part = None if len(live) == size else tuple(live.tolist())
-        return with_axis(rows, axis, (Factor(size, False, part),) if size != 1 else (), rows.ids)
+        return with_axis(rows, axis, (Factor(size, False, part, factors[0].tag if factors else None),) if size != 1 else (), rows.ids)
     rows = merged(rows, axis)
     where = rows.first_kept(axis)
     shape = list(rows.ids.shape)
@@ -198,15 +199,37 @@ def spread(rows: Rows, axis: int, size: int | None = None, op: str = "", copies:
     return [with_axis(rows, axis, after, layer) for layer in ids.unbind(start) if bool((layer >= 0).any())]
 
 
-def unbroadcast(rows: Rows, shape: Shape, op: str) -> list[Rows]:
-    """The rows of an operand of ``shape`` that was broadcast to the tensor's shape."""
-    layers = [rows]
-    while layers and len(layers[0].axes) > len(shape):
-        layers = [remove(one, 0) for layer in layers for one in spread(layer, 0, 1, op, copies=True)]
-    for axis, size in enumerate(shape):
-        if size == 1 and rows.shape[len(rows.axes) - len(shape) + axis] != 1:
-            layers = [one for layer in layers for one in spread(layer, axis, 1, op, copies=True)]
-    return layers
+def unbroadcast(rows: Rows, shape: Shape) -> tuple[Rows, Tensor]:
+    """The rows of an operand of ``shape`` that was broadcast to the tensor's shape.
+
+    A position of the operand stands for several of the tensor, which may belong to different rows. So the operand's
+    positions are numbered anew, and the second result, [copies, positions], has the ids that each stands for.
+    """
+    extra = len(rows.axes) - len(shape)
+    broadcast = [axis for axis in range(len(rows.axes)) if axis < extra or (shape[axis - extra] == 1 and rows.shape[axis] != 1)]
+    first = [rows.first_kept(axis) + i for axis in broadcast for i in range(rows.kept_of(axis))]
+    rest = [d for d in range(rows.ids.ndim) if d not in first]
+    table = rows.ids.permute(*first, *rest).reshape(-1, math.prod(rows.ids.shape[d] for d in rest))
+    axes = tuple(() if axis in broadcast else factors for axis, factors in enumerate(rows.axes))[extra:]
+    live = (table >= 0).any(0)
+    numbers = torch.arange(table.shape[1]).where(live, NONE)
+    return Rows(axes, numbers.reshape([f.size for factors in axes for f in factors if f.kept])), table
+
+
+def masked(rows: Rows, taken: Tensor) -> Rows:
+    """The same with no row where ``taken`` (Boolean, broadcast to the shape) is nowhere true."""
+    taken = taken.reshape((1,) * (len(rows.axes) - taken.ndim) + taken.shape)
+    for axis in range(len(rows.axes)):
+        if rows.kept_of(axis) and taken.shape[axis] != 1:
+            rows = merged(rows, axis)
+        elif taken.shape[axis] != 1:
+            taken = taken.any(axis, keepdim=True)
+    for axis in reversed(range(len(rows.axes))):
+        if not rows.kept_of(axis):
+            taken = taken.squeeze(axis)
+        elif taken.shape[axis] == 1:  # the same along the axis, in as many dimensions as it has factors
+            taken = taken.reshape(*taken.shape[:axis], *[1] * rows.kept_of(axis), *taken.shape[axis + 1 :])
+    return Rows(rows.axes, rows.ids.where(taken, NONE))
 
 
 def with_axis(rows: Rows, axis: int, factors: tuple[Factor, ...], ids: Tensor) -> Rows:

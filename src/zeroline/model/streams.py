@@ -12,20 +12,25 @@ remembered, so that the cost grows with the depth of a model and not with the nu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from zeroline.errors import TraceError
 from zeroline.model.capture import Operand, Recording, Start
+from zeroline.model.inputs import Inputs
 from zeroline.model.maps import heads_of, name_of
-from zeroline.model.operations import Node, back, live, shape_of
+from zeroline.model.operations import LAST, MATRIX, Node, back, by_softmax, kind, live, shape_of
 from zeroline.model.rows import NONE, Axes, Factor, Mixes, Rows, fresh, full, is_identity, permute, reshape, spread, unbroadcast
 
 _LEAF = "torch::autograd::AccumulateGrad"
 _CHECKPOINT = "CheckpointFunctionBackward"
+REENTRANT = "the model uses re-entrant checkpointing, which hides its graph; load it without, or with use_reentrant=False"
 _CALL, _INPUT, _LEARNED = 1, 2, 4
 
 
@@ -95,22 +100,29 @@ class _Source:
     tokens: int = 0
 
     @property
+    def numbered(self) -> bool:
+        """Have its tokens their numbers?"""
+        return self.token is not None
+
+    @property
     def positions(self) -> int:
         """Positions along the axes that are kept."""
         return math.prod(n for n, keep in zip(self.shape, self.keep) if keep)
 
 
 Links = dict[tuple[str, int], Link]
+PARTS = ("query", "key", "value")
 
 
 class Graph:
     """Calls, states and streams of one recorded pass. ``states[i]`` has the keys ``"query"``, ``"key"`` and ``"value"``."""
 
-    def __init__(self, recording: Recording, batch: int, arguments: Sequence[str]) -> None:
+    def __init__(self, recording: Recording, inputs: Inputs, arguments: Sequence[str]) -> None:
         self.recording = recording
-        self.batch = batch
+        self.batch = inputs.batch
         self.arguments = list(arguments)
         self.calls = recording.seen
+        self._samples = {name: int(tensor.shape[0]) for name, tensor in inputs.tensors.items() if tensor.ndim}
         self.streams: dict[str, Stream] = {}
         self._below: dict[Node, int] = {}
         self._consumers: dict[Node, int] = {}
@@ -118,32 +130,36 @@ class Graph:
         self._memo: dict[tuple[Node, int, Axes, bytes], Links] = {}
         self._sources: list[_Source] = []
         self._source_at: dict[object, int] = {}
-        self._outputs = {(s.output.tensor.grad_fn, s.output.tensor.output_nr): i for i, s in enumerate(self.calls) if s.output.tensor.grad_fn}
-        operands = [getattr(s, part).tensor for s in self.calls for part in ("query", "key", "value")]
-        self._visit(operands)
+        self._outputs = {(s.output.edge.node, s.output.edge.output_nr): i for i, s in enumerate(self.calls) if s.output.edge is not None}
+        self._visit([edge.node for s in self.calls for edge in (s.query.edge, s.key.edge, s.value.edge) if edge is not None])
+        for i in range(len(self.calls)):
+            self._decide(i)
         self.states: list[dict[str, State]] = []
-        for i, seen in enumerate(self.calls):
-            self.states.append({part: self._state(i, getattr(seen, part), part) for part in ("query", "key", "value")})
+        self._widened = True
+        with deep_recursion():
+            while self._widened:  # once, or again where a later state tells more positions of a source apart than an earlier one
+                self._widened = False
+                self._memo.clear()
+                self.states = [{part: self._state(i, getattr(seen, part), part) for part in PARTS} for i, seen in enumerate(self.calls)]
         self._name_streams([state for states in self.states for state in states.values()])
 
     # --- the walk -------------------------------------------------------------------------------------------------
 
     def _state(self, call: int, operand: Operand, part: str) -> State:
-        tensor = operand.tensor
-        layout = layout_of(operand, self.batch)
-        state = State(layout)
-        if tensor.grad_fn is None and not tensor.requires_grad:
-            return state
-        where = f"the {part} of {name_of(self.calls[call])}"
-        self._keep(state, self._follow(tensor, _state_rows(operand, self.batch, layout), where))
+        state = State(layout_of(operand, self.batch))
+        if operand.edge is not None:
+            rows = _state_rows(operand, heads_of(operand, self.batch))
+            self._keep(state, self._follow(operand.edge.node, operand.edge.output_nr, rows, f"the {part} of {name_of(self.calls[call])}"))
         return state
 
     def target(self, value: Tensor) -> State:
         """The state of a target [batch]: which rows of which calls it reads."""
-        self._visit([value])
+        edge = get_gradient_edge(value)
+        self._visit([edge.node])
         state = State(Layout(len(value), 1))
         axes: Axes = ((Factor(len(value), True),),) if len(value) > 1 else ((),)
-        self._keep(state, self._follow(value, fresh(axes), "the target"))
+        with deep_recursion():
+            self._keep(state, self._follow(edge.node, edge.output_nr, fresh(axes), "the target"))
         for number, link in state._sources.items():
             if number not in self._offset and self._sources[number].start.input is not None:
                 self._add_stream(number, state.layout, link)
@@ -153,25 +169,104 @@ class Graph:
     def _add_stream(self, number: int, layout: Layout, link: Link) -> None:
         """A stream that a target reads without any attention."""
         source = self._sources[number]
-        self._number(source, layout, link)
+        self._number(source, [(State(layout), link)])
         name = source.start.name
         while name in self.streams:
             name += "#"
-        self.streams[name] = Stream(name, source.batch, source.tokens, 0, _grid_of(source))
+        self.streams[name] = Stream(name, source.batch, source.tokens, 0, None if source.start.is_ids else _grid_of(source))
         self._offset[number] = (name, 0)
 
     def _keep(self, state: State, links: Links) -> None:
         state.from_calls = {number: link for (what, number), link in links.items() if what == "call"}
         state._sources = {number: link for (what, number), link in links.items() if what == "source"}
 
-    def _follow(self, tensor: Tensor, rows: Rows, where: str) -> Links:
-        node = tensor.grad_fn
+    def _follow(self, node: Node, number: int, rows: Rows, where: str) -> Links:
         try:
-            if node is None:
-                return self._leaf(torch.autograd.graph.get_gradient_edge(tensor).node, rows)
-            return self._resolve(node, tensor.output_nr, rows)
+            return self._resolve(node, number, rows)
         except Mixes as problem:
+            if "NotImplemented" in str(problem):
+                raise TraceError(f"cannot follow the tokens of {where}: an operation has no gradient ({problem}), as in quantised modules") from None
             raise TraceError(f"cannot follow the tokens of {where}: {problem} mixes or moves them outside attention") from None
+
+    def _decide(self, call: int) -> None:
+        """Which leading axes of a call are heads, and which are groups of tokens of their own (windows, frames, rows).
+
+        A head's axis ends in the features of some earlier tensor; a group's axis stays an axis of its own as far as the
+        first source or call. The axes that may be either are tagged, and followed until that is known.
+        """
+        seen = self.calls[call]
+        part = next((p for p in (seen.value, seen.key, seen.query) if p.edge is not None), None)
+        if part is None:
+            return
+        assert part.edge is not None
+        shape = part.shape
+        if len(shape) == 3:
+            groups, rest = (self.batch, shape[0] // self.batch) if shape[0] % self.batch == 0 else (shape[0], 1)
+            tagged: Axes = ((*_factor(groups, True), *_factor(rest, False, 0)), _factor(shape[1], True), _factor(shape[2], False))
+        else:
+            lead = [_factor(n, i == 0, None if i == 0 else i) for i, n in enumerate(shape[:-2])]
+            tagged = (*lead, _factor(shape[-2], True), _factor(shape[-1], False))
+        rows = permute(fresh(tagged), [part.order.index(i) for i in range(len(part.order))])
+        alone = self._alone(part.edge.node, part.edge.output_nr, rows)
+        if not alone:
+            return
+        decided = [_decided(one, alone, self.batch) for one in (seen.query, seen.key, seen.value, seen.output)]
+        weights = None if seen.weights is None else _decided(seen.weights, alone, self.batch)
+        query, key, value, output = decided
+        self.calls[call] = replace(seen, query=query, key=key, value=value, output=output, weights=weights)
+
+    def _alone(self, node: Node, number: int, rows: Rows) -> dict[int, int]:
+        """Tags that reach a source or a call on an axis without features, and the size that did."""
+        found: dict[int, int] = {}
+        waiting, visited = [(node, number, rows)], set()
+        while waiting:
+            node, number, rows = waiting.pop()
+            if not any(f.tag is not None for axis in rows.axes for f in axis) or (node, number, rows.axes) in visited:
+                continue
+            visited.add((node, number, rows.axes))
+            call = self._outputs.get((node, number))
+            if call is not None:
+                ending = self._ungrouped(call, rows)
+            elif node.name() == _LEAF:
+                ending = rows.axes
+            elif not self._below[node] & (_CALL | _INPUT):
+                continue
+            else:
+                try:
+                    operands = back(node, number, rows, self._slots(node))
+                except Mixes:
+                    ending = () if self._below[node] & _CALL else rows.axes
+                else:
+                    for slot, part in operands:
+                        following, output = node.next_functions[slot]
+                        shape = _shape(following, output)
+                        if following in self._below and len(part.axes) == len(shape) and part.shape == shape:
+                            waiting.append((following, output, part))
+                    continue
+            for axis in ending:
+                tags = [f for f in axis if f.tag is not None]
+                if tags and all(f.kept or f.tag is not None for f in axis):
+                    for f in tags:
+                        found[int(f.tag or 0)] = max(found.get(int(f.tag or 0), 1), f.size)
+        return found
+
+    def _ungrouped(self, call: int, rows: Rows) -> Axes:
+        """The axes of a call's output without its heads and features."""
+        operand = self.calls[call].output
+        rows = permute(rows, operand.order)
+        lead = math.prod(operand.shape[:-2])
+        heads = heads_of(operand, self.batch)
+        try:
+            rows = reshape(rows, (lead // heads, heads, *operand.shape[-2:]))
+        except Mixes:
+            return ()
+        return (rows.axes[0], rows.axes[2])
+
+    def _slots(self, node: Node) -> list[int]:
+        """The operands that matter: where one leads to calls or inputs, those that parameters alone make are weights."""
+        ways = [(slot, self._below.get(node.next_functions[slot][0], 0)) for slot in live(node)]
+        content = [slot for slot, below in ways if below & (_CALL | _INPUT)]
+        return content or [slot for slot, below in ways if below]
 
     def _resolve(self, node: Node, number: int, rows: Rows) -> Links:
         """Links of the rows at output ``number`` of ``node``."""
@@ -193,11 +288,14 @@ class Graph:
         if not below & (_CALL | _INPUT):
             return self._learned(node, number, rows) if below & _LEARNED else {}
         if node.name().startswith(_CHECKPOINT):
-            raise TraceError("the model uses re-entrant checkpointing, which hides its graph; load it without, or with use_reentrant=False")
+            raise TraceError(REENTRANT)
+        slots = self._slots(node)
+        if kind(node) in MATRIX and len(slots) > 1:
+            self._refuse_unannounced(node, slots)
         try:
-            operands = back(node, number, rows)
+            operands = back(node, number, rows, slots)
         except Mixes:
-            if below & _CALL:
+            if below & _CALL or kind(node) in MATRIX | LAST:
                 raise
             return self._stem(node, number, rows)
         found: Links = {}
@@ -207,29 +305,32 @@ class Graph:
                 continue
             if not bool((part.ids >= 0).any()):
                 continue
-            shape = tuple(following.variable.shape) if following.name() == _LEAF else shape_of(following, output)
+            shape = _shape(following, output)
             if not self._below[following] & (_CALL | _INPUT):
                 _merge(found, self._learned(following, output, part))
-                continue
-            for layer in [part] if part.shape == shape else unbroadcast(part, shape, str(node.name())):
-                _merge(found, self._resolve(following, output, layer))
+            elif part.shape == shape and len(part.axes) == len(shape):
+                _merge(found, self._resolve(following, output, part))
+            else:
+                few, copies = unbroadcast(part, shape)
+                _merge(found, _copied(self._resolve(following, output, few), copies))
         return found
+
+    def _refuse_unannounced(self, node: Node, slots: Sequence[int]) -> None:
+        """A product of content by content where one side is a softmax over content is attention; here nobody saw it."""
+        for slot in slots:
+            if by_softmax(node, slot):
+                raise Mixes(f"{node.name()}, by softmax weights that were not seen as attention,")
 
     def _call(self, call: int, rows: Rows) -> Links:
         """Rows at a call's output: heads and features put together, a pool's share where tokens are spread."""
         operand = self.calls[call].output
         layout = layout_of(operand, self.batch)
-        heads = heads_of(operand, self.batch)
         rows = permute(rows, operand.order)
-        if len(rows.axes) == 3:
-            lead = rows.shape[0] // heads
-            rows = reshape(rows, (lead, heads, *rows.shape[1:]))
+        rows = reshape(rows, (layout.groups, heads_of(operand, self.batch), layout.tokens, operand.shape[-1]))
         found: Links = {}
-        width, head = len(rows.axes) - 1, len(rows.axes) - 3
-        for one in spread(rows, width, op="heads"):
-            for layer in spread(one, head, op="heads", copies=True):
-                inner = Rows(tuple(axis for i, axis in enumerate(layer.axes) if i not in (head, width)), layer.ids)
-                _merge(found, {("call", call): _link(inner, layout.rows)})
+        for one in spread(rows, 3, op="the width of an attention", copies=True):
+            for layer in spread(one, 1, op="the heads of an attention", copies=True):
+                _merge(found, {("call", call): _link(Rows((layer.axes[0], layer.axes[2]), layer.ids), layout.rows)})
         return found
 
     def _leaf(self, node: Node, rows: Rows) -> Links:
@@ -256,8 +357,12 @@ class Graph:
         number = self._source_at.get(key)
         if number is None:
             number = self._source_at[key] = len(self._sources)
-            self._sources.append(_Source(start, shape, keep, owner))
+            usual = start.is_ids or (isinstance(owner, Tensor) and len(shape) == 3)  # [batch, tokens, width]
+            self._sources.append(_Source(start, shape, tuple(i < len(shape) - 1 for i in range(len(shape))) if usual else keep, owner))
         source = self._sources[number]
+        wider = tuple(a or b for a, b in zip(source.keep, keep))
+        if wider != source.keep and not source.numbered:
+            source.keep, self._widened = wider, True
         layers = [rows]
         for axis, keeps in enumerate(source.keep):
             if not keeps:
@@ -268,13 +373,10 @@ class Graph:
             _merge(found, {("source", number): _link(kept, source.positions)})
         return found
 
-    def _visit(self, tensors: Iterable[Tensor]) -> None:
+    def _visit(self, roots: Iterable[Node]) -> None:
         """Count who reads each node and note what lies behind it: calls, inputs, learned tokens."""
         order: list[Node] = []
-        for tensor in tensors:
-            if not tensor.requires_grad:
-                continue
-            root = torch.autograd.graph.get_gradient_edge(tensor).node
+        for root in roots:
             self._consumers[root] = self._consumers.get(root, 0) + 1
             if root in self._below:
                 continue
@@ -327,24 +429,25 @@ class Graph:
 
     def _name_streams(self, states: list[State]) -> None:
         """Number the tokens of every source, tell ordinary parameters from learned tokens, and form the streams."""
-        for state in states:
-            for number, link in state._sources.items():
-                self._number(self._sources[number], state.layout, link)
+        for number, source in enumerate(self._sources):
+            reaching = [(state, state._sources[number]) for state in states if number in state._sources]
+            if reaching:
+                self._number(source, reaching)
         self._ordinary = self._positional(states)
         beside = self._beside(states)
         self._offset: dict[int, tuple[str, int]] = {}
-        names: dict[tuple[str, int], str] = {}
+        names: dict[tuple[str, int, object], str] = {}
         for number in self._ranked():
             source = self._sources[number]
             if source.token is None or number in self._ordinary or number in beside:
                 continue
             learned = [n for n, owner in beside.items() if owner == number]
             prefix = sum(self._sources[n].tokens for n in learned)
-            key = (source.start.name, source.tokens)
+            key = (source.start.name, source.tokens, _value_of(source))
             if key not in names:
-                taken = sum(name == source.start.name for name, _ in names)
+                taken = sum(known[0] == source.start.name for known in names)
                 names[key] = source.start.name + (f"#{taken}" if taken else "")
-                grid = _grid_of(source)
+                grid = None if source.start.is_ids else _grid_of(source)
                 self.streams[names[key]] = Stream(names[key], source.batch, prefix + source.tokens, prefix, grid, source.start.input is not None)
             self._offset[number] = (names[key], self.streams[names[key]].prefix)
             start = 0
@@ -364,19 +467,21 @@ class Graph:
 
         return sorted(range(len(self._sources)), key=rank)
 
-    def _number(self, source: _Source, layout: Layout, link: Link) -> None:
-        """Sample and token of every position, from the first state that reaches the source."""
-        if source.token is not None:
-            return
-        samples = self.batch if layout.groups % self.batch == 0 else layout.groups
-        of_row = torch.arange(layout.rows) // layout.tokens * samples // layout.groups
+    def _number(self, source: _Source, reaching: list[tuple[State, Link]]) -> None:
+        """Sample and token of every position, from the state that tells most of them apart; the others fill what it leaves."""
+        reaching = sorted(reaching, key=lambda found: (-len(found[1].rows.unique()), -len(found[1].ids.unique())))
         sample, group = torch.full((2, source.positions), NONE)
-        sample[link.rows], group[link.rows] = of_row[link.ids], link.ids
+        next_group = 0
+        for state, link in reaching:
+            new = sample[link.rows] < 0
+            samples = self._samples_of(state, source)
+            sample[link.rows[new]] = link.ids[new] // state.layout.tokens * samples // state.layout.groups
+            group[link.rows[new]] = next_group + link.ids[new]
+            next_group += state.layout.rows
+        samples = self._samples_of(reaching[0][0], source)
+        positions = torch.arange(source.positions)
         missing = sample < 0
-        if bool(missing.any()):
-            guess = torch.arange(source.positions) * samples // source.positions
-            sample = torch.where(missing, guess, sample)
-            group = torch.where(missing, layout.rows + torch.arange(source.positions), group)
+        sample, group = torch.where(missing, positions * samples // source.positions, sample), torch.where(missing, next_group + positions, group)
         token = torch.zeros(source.positions, dtype=torch.int64)
         for b in range(samples):
             here = (sample == b).nonzero().flatten()
@@ -388,6 +493,15 @@ class Graph:
             rank[first.argsort()] = torch.arange(len(first))
             token[here] = rank[inverse]
         source.sample, source.token, source.batch, source.tokens = sample, token, samples, int(token.max()) + 1
+
+    def _samples_of(self, state: State, source: _Source) -> int:
+        """The samples that a state's groups belong to: as many as the inputs that feed it have (texts need not be as many as images)."""
+        names = [source.start.input] if source.start.input is not None else [self._sources[n].start.input for n in state._sources]
+        for name in names:
+            count = self._samples.get(str(name), 0)
+            if count and state.layout.groups % count == 0:
+                return count
+        return self.batch if state.layout.groups % self.batch == 0 else state.layout.groups
 
     def _positional(self, states: list[State]) -> set[int]:
         """Parameters added to rows that an input feeds: position and type embeddings, no sources of their own."""
@@ -443,12 +557,12 @@ class Graph:
                 if source.positions > source.batch * source.tokens:  # several positions are one token (pixels of a patch)
                     pairs, inverse = torch.unique(torch.stack([ids, tokens]), dim=1, return_inverse=True)
                     ids, tokens = pairs
-                    weight = None if weight is None else torch.zeros(pairs.shape[1]).index_add_(0, inverse, weight)
+                    weight = None if weight is None else torch.zeros(pairs.shape[1], dtype=torch.float64).index_add_(0, inverse, weight)
                 if name in state.own:
                     before = state.own[name]
                     ids, tokens = torch.cat([before.ids, ids]), torch.cat([before.rows, tokens])
                     if weight is not None or before.weight is not None:
-                        weight = torch.cat([_weights(before), torch.ones(len(ids) - len(before.ids)) if weight is None else weight])
+                        weight = torch.cat([_weights(before), torch.ones(len(ids) - len(before.ids), dtype=torch.float64) if weight is None else weight])
                 state.own[name] = Link(ids, tokens, weight)
 
     def names(self, state: State) -> tuple[str, ...]:
@@ -468,24 +582,76 @@ class Graph:
 
 def layout_of(operand: Operand, batch: int) -> Layout:
     """Groups and tokens of an operand ordered as [..., heads, tokens, width]."""
-    shape = [int(operand.tensor.shape[i]) for i in operand.order]
-    if len(shape) == 3:
-        return Layout(shape[0] // heads_of(operand, batch), shape[1])
-    return Layout(math.prod(shape[:-3]), shape[-2])
+    *lead, tokens, _ = operand.shape
+    return Layout(math.prod(lead) // heads_of(operand, batch), tokens)
 
 
-def _state_rows(operand: Operand, batch: int, layout: Layout) -> Rows:
+def _factor(size: int, kept: bool, tag: int | None = None) -> tuple[Factor, ...]:
+    return (Factor(size, kept, tag=tag),) if size != 1 else ()
+
+
+def _state_rows(operand: Operand, heads: int) -> Rows:
     """A state's rows, numbered ``group * tokens + token``, at the positions of its tensor."""
-    shape = [int(operand.tensor.shape[i]) for i in operand.order]
-    heads = heads_of(operand, batch)
-    lead = shape[:-3] if len(shape) > 3 else [layout.groups]
-    axes = tuple((Factor(n, True),) if n != 1 else () for n in lead)
-    head: tuple[Factor, ...] = (Factor(heads, False),) if heads != 1 else ()
-    tokens: tuple[Factor, ...] = (Factor(shape[-2], True),) if shape[-2] != 1 else ()
-    width: tuple[Factor, ...] = (Factor(shape[-1], False),) if shape[-1] != 1 else ()
-    merged_axes: Axes = (*axes, head, tokens, width) if len(shape) > 3 else ((*axes[0], *head), tokens, width)
-    rows = fresh(merged_axes)
+    *lead, tokens, width = operand.shape
+    axes: list[tuple[Factor, ...]] = []
+    for size in reversed(lead):  # heads are the last of the leading axes, or the last part of one
+        inner = math.gcd(size, heads)
+        axes.insert(0, (*_factor(size // inner, True), *_factor(inner, False)))
+        heads //= inner
+    rows = fresh((*axes, _factor(tokens, True), _factor(width, False)))
     return permute(rows, [operand.order.index(i) for i in range(len(operand.order))])
+
+
+def _decided(operand: Operand, alone: Mapping[int, int], batch: int) -> Operand:
+    """An operand whose tagged axes in ``alone`` are groups: they go before the heads."""
+    lead = len(operand.order) - 2
+    if lead == 1:
+        return replace(operand, heads=max(1, heads_of(operand, batch) // alone[0]))
+    groups = [i for i in range(lead) if i == 0 or i in alone]
+    heads = [i for i in range(lead) if i not in groups]
+    order = (*(operand.order[i] for i in (*groups, *heads)), *operand.order[lead:])
+    return replace(operand, order=order, heads=math.prod(operand.shape[i] for i in heads))
+
+
+def _shape(node: Node, number: int) -> tuple[int, ...]:
+    return tuple(node.variable.shape) if node.name() == _LEAF else shape_of(node, number)
+
+
+def _value_of(source: _Source) -> object:
+    """What tells two sources of one input apart: its ids' own values, or the operation where its tokens begin."""
+    ids = source.start.ids
+    if ids is not None:
+        return (tuple(ids.shape), ids.contiguous().cpu().numpy().tobytes())
+    return source.owner if isinstance(source.owner, tuple) else id(source.owner)
+
+
+def _copied(links: Links, copies: Tensor) -> Links:
+    """Links of an operand's positions, each standing for the ``copies`` [n, positions] rows that it was broadcast to."""
+    if len(copies) == 1 and is_identity(copies):
+        return links
+    found: Links = {}
+    for key, link in links.items():
+        ids = copies[:, link.ids]
+        on = ids >= 0
+        rows = link.rows.expand(len(copies), -1)[on]
+        weight = None if link.weight is None else link.weight.expand(len(copies), -1)[on]
+        pairs, inverse = torch.unique(torch.stack([ids[on], rows]), dim=1, return_inverse=True)
+        if weight is not None:
+            weight = torch.zeros(pairs.shape[1], dtype=torch.float64).scatter_reduce(0, inverse, weight, "amax")
+        if pairs.shape[1]:
+            found[key] = Link(pairs[0], pairs[1], weight)
+    return found
+
+
+@contextmanager
+def deep_recursion() -> Iterator[None]:
+    """Chains of operations without a fork are followed by recursion: let them be long."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, 100_000))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _link(rows: Rows, positions: int) -> Link:
@@ -495,7 +661,7 @@ def _link(rows: Rows, positions: int) -> Link:
     if share == 1 and len(ids) == positions and is_identity(ids):
         return Link(ids, torch.arange(positions))
     where = (ids >= 0).nonzero().flatten()
-    weight = torch.full((len(where),), 1 / share) if share > 1 else None
+    weight = torch.full((len(where),), 1 / share, dtype=torch.float64) if share > 1 else None
     return Link(ids[where], where, weight)
 
 
@@ -511,7 +677,7 @@ def _merge(found: Links, more: Links) -> None:
             weight = None
             if known.weight is not None or link.weight is not None:
                 both = torch.cat([_weights(known), _weights(link)])
-                weight = torch.zeros(unique.shape[1]).scatter_reduce(0, inverse, both, "amax")
+                weight = torch.zeros(unique.shape[1], dtype=torch.float64).scatter_reduce(0, inverse, both, "amax")
             found[key] = Link(unique[0], unique[1], weight)
 
 
@@ -520,7 +686,7 @@ def _same(a: Link, b: Link) -> bool:
 
 
 def _weights(link: Link) -> Tensor:
-    return torch.ones(len(link.ids)) if link.weight is None else link.weight
+    return torch.ones(len(link.ids), dtype=torch.float64) if link.weight is None else link.weight
 
 
 def _grid_of(source: _Source) -> tuple[int, int] | None:

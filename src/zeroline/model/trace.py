@@ -27,7 +27,7 @@ from zeroline.model.inputs import Inputs
 from zeroline.model.maps import four, heads_of, maps_of, name_of
 from zeroline.model.operations import Node
 from zeroline.model.state import untouched
-from zeroline.model.streams import Graph, Stream, layout_of
+from zeroline.model.streams import REENTRANT, Graph, Stream, layout_of
 
 HOMOGENOUS, HETEROGENOUS = "homogenous", "heterogenous"
 
@@ -191,10 +191,12 @@ def followed(model: nn.Module, inputs: Any) -> Iterator[Followed]:
             if not recording.seen:
                 raise TraceError(_nothing_seen(model, recording))
             _refuse_unseen(recording)
-            graph = Graph(recording, wanted.batch, list(inspect.signature(model.forward).parameters))
+            graph = Graph(recording, wanted, list(inspect.signature(model.forward).parameters))
             for number, states in enumerate(graph.states):
                 if not graph.names(states["query"]) or not graph.names(states["key"]):
                     part = "keys" if graph.names(states["query"]) else "queries"
+                    if any(node.name().startswith("CheckpointFunctionBackward") for node in _nodes(recording)):
+                        raise TraceError(REENTRANT)
                     why = "the model computes them without gradients (torch.no_grad, detach, quantised layers)"
                     raise TraceError(f"nothing leads to the {part} of {name_of(graph.calls[number])}: {why}, or from constants")
             difference = None if fast is None else _difference(fast, recording.output, wanted)
@@ -298,10 +300,17 @@ def _refuse_unseen(recording: Recording) -> None:
     """Attention kernels in the graph that no torch function announced."""
     known: set[Node] = set()
     for seen in recording.seen:
-        near = [seen.output.tensor.grad_fn]
+        near = [None if seen.output.edge is None else seen.output.edge.node]
         for _ in range(4):
             known.update(n for n in near if n is not None)
             near = [f for n in near if n is not None for f, _ in n.next_functions]
+    for node in _nodes(recording):
+        if node not in known and any(word in node.name().lower() for word in ("attention", "attn")):
+            raise TraceError(f"an attention ran outside torch functions: {node.name()} is in the graph and no call announced it")
+
+
+def _nodes(recording: Recording) -> Iterator[Node]:
+    """Every operation in the graph of the output."""
     visited: set[Node] = set()
     waiting = [t.grad_fn for t in _tensors(recording.output)]
     while waiting:
@@ -309,8 +318,7 @@ def _refuse_unseen(recording: Recording) -> None:
         if node is None or node in visited:
             continue
         visited.add(node)
-        if node not in known and any(word in node.name().lower() for word in ("attention", "attn")):
-            raise TraceError(f"an attention ran outside torch functions: {node.name()} is in the graph and no call announced it")
+        yield node
         waiting += [f for f, _ in node.next_functions]
 
 
@@ -331,7 +339,8 @@ def _fast_output(model: nn.Module, inputs: Any) -> Any | None:
         return None
     with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of nested tensors; nobody asked for this pass
-        return Inputs.of(model, inputs).call(model)
+        wanted = Inputs.of(model, inputs)
+        return wanted.with_values({name: tensor.clone() for name, tensor in wanted.tensors.items()}).call(model)
 
 
 def _difference(fast: Any, output: Any, inputs: Inputs) -> float:
