@@ -37,9 +37,9 @@ tokens; class and register tokens are part of the image's stream, as its prefix.
 
 def page() -> str:
     import torch
-    from attention_models import FAMILIES
 
     import zeroline as zl
+    from attention_models import FAMILIES
 
     lines = []
     for family in FAMILIES:

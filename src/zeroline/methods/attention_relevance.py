@@ -127,7 +127,7 @@ class Sweep:
             raise TargetError("the target needs no gradient: it is detached, or read from integers; give one that the model computes")
         self.state = self.graph.target(self.value)
         self.output = self.value.detach().double()
-        self.finals = finals(self.graph, self.state)
+        self.finals = sorted({final.call for final in finals(self.graph, self.state)})
         self.corrected, self.raw = self._covered(calls, coverage)
         self.gradients: dict[int, Tensor] = {}
         self.sizes = {name: stream.batch * stream.tokens for name, stream in self.graph.streams.items()}

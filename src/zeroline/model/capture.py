@@ -289,8 +289,10 @@ class Watch(TorchFunctionMode):
         if isinstance(tag, _Weights):
             return self._written(tag, left, right, out, letters)
         if isinstance(_get(self.tags, right), (_Weights, _Turned)) or isinstance(tag, _Turned):
-            raise TraceError(f"the attention in {self.stack[-1]!r} multiplies by its weights from the right, or transposed ({name});"
-                             " zeroline follows weights @ values")
+            raise TraceError(
+                f"the attention in {self.stack[-1]!r} multiplies by its weights from the right, or transposed ({name});"
+                " zeroline follows weights @ values"
+            )
         if out.ndim >= 3 and right.ndim >= 3:
             scores = self._scores(left, right, letters)
             if scores is not None:
@@ -408,7 +410,9 @@ def watched(
         for module in model.modules():
             stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
-        opened = {n: watch.open_input(n, t) for n, t in inputs.tensors.items() if graph and t.is_floating_point() and t.ndim and not n.endswith("mask")}
+        opened = {
+            n: watch.open_input(n, t) for n, t in inputs.tensors.items() if graph and t.is_floating_point() and t.ndim and not n.endswith("mask")
+        }
         _active.append(watch)
         stack.callback(_active.remove, watch)
         with watch:

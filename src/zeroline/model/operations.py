@@ -87,7 +87,7 @@ def by_softmax(node: Node, slot: int) -> bool:
             continue
         seen.add(following)
         op = kind(following)
-        if op == "Softmax":
+        if op in ("Softmax", "Exp"):
             return True
         if op in _TRANSPARENT:
             waiting += [f for f, _ in following.next_functions]
@@ -244,31 +244,39 @@ def _matrix(node: Node, rows: Rows, slots: Sequence[int]) -> list[tuple[int, Row
     return found
 
 
+# digits that a dtype holds exactly, with their squares
+_BASES = {torch.float64: 2**20, torch.float32: 2**7, torch.float16: 2**4, torch.bfloat16: 2**3}
+
+
 def _moved(node: Node, rows: Rows) -> list[tuple[int, Rows]]:
-    """Ids sent through the backward of an operation that only moves elements."""
-    ids = full(rows)
-    metadata = node._input_metadata[0]
-    base = {torch.float64: 2**53, torch.float32: 2**24, torch.float16: 2**11, torch.bfloat16: 2**8}.get(metadata.dtype, 2**8)
-    dtype, device = metadata.dtype, metadata.device
-    coded, digits = ids + 1, []
-    while True:
-        digits.append((coded % base).to(dtype))
-        coded = coded // base
-        if not bool(coded.any()):
-            break
-    sent = [_call(node, d.to(device)) for d in [*digits, torch.ones(ids.shape, dtype=dtype)]]
-    found = []
-    for slot in live(node):
-        moved = [s[slot] for s in sent if s[slot] is not None]
-        if len(moved) < len(sent):
-            continue
-        if bool(moved[-1].gt(1).any()):
-            raise Mixes(f"{node.name()} (an element goes to several places)")
-        whole_ids = torch.zeros(moved[0].shape, dtype=torch.int64)
-        for power, digit in enumerate(moved[:-1]):
-            whole_ids += digit.cpu().long() * base**power
-        found.append((slot, folded(whole_ids - 1)))
-    return found
+    """Ids sent, digit by digit, through the backward of an operation that moves elements (and may scale them).
+
+    An element that goes to one place comes back as digit times factor, its square as square times factor, a one as the
+    factor. Elements that are added up do not fit together like that, unless they belong to the same row.
+    """
+    ids, metadata = full(rows), node._input_metadata[0]
+    base = _BASES.get(metadata.dtype, 2**3)
+    factors = _sent(node, torch.ones(ids.shape), metadata)
+    found: dict[int, Tensor] = {}
+    coded, power = ids + 1, 1
+    while bool(coded.any()):
+        digit = (coded % base).double()
+        once, twice = _sent(node, digit, metadata), _sent(node, digit**2, metadata)
+        for slot, factor in factors.items():
+            there = factor != 0
+            value = torch.where(there, once[slot] / factor.where(there, 1), 0)
+            square = torch.where(there, twice[slot] / factor.where(there, 1), 0)
+            if bool(((square - value**2).abs() > 0.4).any()):
+                raise Mixes(f"{node.name()} (several elements in one)")
+            found[slot] = found.get(slot, torch.zeros(factor.shape, dtype=torch.int64)) + value.round().long() * power
+        coded, power = coded // base, power * base
+    return [(slot, folded(whole - 1)) for slot, whole in found.items()]
+
+
+def _sent(node: Node, gradient: Tensor, metadata: Any) -> dict[int, Tensor]:
+    """What comes back from a backward, by operand, in float64 on the CPU."""
+    back_again = _call(node, gradient.to(metadata.device, metadata.dtype))
+    return {slot: back_again[slot].double().cpu() for slot in live(node) if back_again[slot] is not None}
 
 
 def _call(node: Node, gradient: Tensor) -> tuple[Any, ...]:

@@ -30,14 +30,31 @@ class Readout:
     words: str = ""
 
 
-def finals(graph: Graph, target: State) -> list[int]:
-    """The last call of each stream that the target reads: those whose rows no later one carries on."""
-    found: list[int] = []
-    covered: set[int] = set()
+@dataclass(frozen=True, eq=False)
+class Final:
+    """Rows of a call that a target reads and that no later call carries on: for sample ``ids[n]``, row ``rows[n]``."""
+
+    call: int
+    ids: Tensor
+    rows: Tensor
+
+
+def finals(graph: Graph, target: State) -> list[Final]:
+    """Where a target reads, the last call first: one group of rows per stream that it reads."""
+    found: list[Final] = []
+    covered: dict[int, Tensor] = {}
     for call in sorted(target.from_calls, reverse=True):
-        if call not in covered:
-            found.append(call)
-            covered |= set(graph.states[call]["query"].from_calls)
+        state, link = graph.states[call]["query"], target.from_calls[call]
+        known = covered.setdefault(call, torch.zeros(state.size, dtype=torch.bool))
+        free = ~known[link.rows]
+        if not bool(free.any()):
+            continue
+        found.append(Final(call, link.ids[free], link.rows[free]))
+        read = torch.zeros(state.size, dtype=torch.bool)
+        read[found[-1].rows] = True
+        for feeding, way in state.from_calls.items():
+            size = graph.states[feeding]["query"].size
+            covered.setdefault(feeding, torch.zeros(size, dtype=torch.bool))[way.rows[read[way.ids]]] = True
     return found
 
 
@@ -46,41 +63,48 @@ def readout(graph: Graph, target: State, gradients: Mapping[int, Tensor], given:
     if not target.from_calls:
         raise TargetError("no attention reaches the target: it is computed from the inputs without one; choose another target")
     found = Readout()
-    covered: set[int] = set()
-    covered_streams: set[str] = set()
+    sizes = {name: stream.batch * stream.tokens for name, stream in graph.streams.items()}
+    taken: dict[object, Tensor] = {}
     words = []
-    for call in finals(graph, target):
-        if call in covered:
-            continue
-        state = graph.states[call]["query"]
-        link = target.from_calls[call]
-        weights = _weights(link, state, gradients.get(call)) if given is None else _given(given, graph, call, target.size)
-        _add(found.calls, call, weights)
-        words.append(_words(weights, state, name_of(graph.calls[call])))
+    for final in finals(graph, target):
+        state = graph.states[final.call]["query"]
+        weights = _weights(final, state, gradients.get(final.call)) if given is None else _given(given, graph, final.call)
+        _add(found.calls, final.call, weights)
+        words.append(_words(weights, state, name_of(graph.calls[final.call])))
+        residual = any(call in target.from_calls for call in state.from_calls) or any(name in target.own for name in state.own)
+        everything = given is not None and residual
         for feeding, way in state.from_calls.items():
-            reached = target.from_calls.get(feeding)
-            if feeding in covered or reached is None:
-                continue
-            covered.add(feeding)
-            size = graph.states[feeding]["query"].size
-            _add(found.calls, feeding, _only(carried(way, weights, size), reached.rows, given))
+            if everything or feeding in target.from_calls:
+                reached = None if everything else target.from_calls[feeding].rows
+                sent = carried(way, weights, graph.states[feeding]["query"].size)
+                _add(found.calls, feeding, _new(sent, reached, taken, feeding))
         for name, way in state.own.items():
-            reached = target.own.get(name)
-            if reached is None:
-                continue
-            covered_streams.add(name)
-            stream = graph.streams[name]
-            sent = _only(carried(way, weights, stream.batch * stream.tokens), reached.rows, given)
-            found.streams[name] = found.streams[name] + sent if name in found.streams else sent
+            if everything or name in target.own:
+                reached = None if everything else target.own[name].rows
+                sent = _new(carried(way, weights, sizes[name]), reached, taken, name)
+                found.streams[name] = found.streams[name] + sent if name in found.streams else sent
+        if given is not None:
+            break  # the rows given are those of the last call
     for name, way in target.own.items():
-        if name not in covered_streams:
-            stream = graph.streams[name]
-            found.streams[name] = _direct(way, stream.batch * stream.tokens, target.size)
+        if name not in found.streams and given is None:
+            found.streams[name] = _direct(way, sizes[name], target.size)
     found.words = " and ".join(words)
     return found
 
 
-def _weights(link: Link, state: State, gradient: Tensor | None) -> Tensor:
+def _new(sent: Tensor, reached: Tensor | None, taken: dict[object, Tensor], key: object) -> Tensor:
+    """Relevance on the rows that the target reaches, each counted for the first final that carries it."""
+    known = taken.setdefault(key, torch.zeros(len(sent), dtype=torch.bool))
+    keep = ~known
+    if reached is not None:
+        read = torch.zeros(len(sent), dtype=torch.bool)
+        read[reached] = True
+        keep = keep & read
+    taken[key] = known | (sent != 0)
+    return sent * keep
+
+
+def _weights(link: Final, state: State, gradient: Tensor | None) -> Tensor:
     """Row weights of one call: 1 per sample, shared in proportion to the gradient's norm at the rows that are read."""
     size = torch.ones(len(link.ids), dtype=torch.float64)
     if gradient is not None:
@@ -97,7 +121,7 @@ def _weights(link: Link, state: State, gradient: Tensor | None) -> Tensor:
     return torch.zeros(state.size, dtype=torch.float64).index_add_(0, link.rows, size / total[link.ids])
 
 
-def _given(given: int | Tensor, graph: Graph, call: int, batch: int) -> Tensor:
+def _given(given: int | Tensor, graph: Graph, call: int) -> Tensor:
     """A readout by hand: a token of the last call's queries, or a weight for each, [tokens] or [batch, tokens]."""
     layout = graph.states[call]["query"].layout
     if isinstance(given, int):
@@ -111,15 +135,6 @@ def _given(given: int | Tensor, graph: Graph, call: int, batch: int) -> Tensor:
         possible = f"({layout.tokens},) or {layout.groups, layout.tokens}"
         raise UsageError(f"a readout of shape {tuple(weights.shape)} was given; {name_of(graph.calls[call])} reads {possible}")
     return weights.expand(layout.groups, -1).flatten()
-
-
-def _only(r: Tensor, rows: Tensor, given: Given) -> Tensor:
-    """Relevance on the rows that the target reaches; a readout given by hand reads what it reads."""
-    if given is not None:
-        return r
-    kept = torch.zeros_like(r)
-    kept[rows] = r[rows]
-    return kept
 
 
 def _direct(link: Link, size: int, samples: int) -> Tensor:

@@ -22,6 +22,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     if not isinstance(model, nn.Module):
         raise ModelStateError(f"a model is a torch.nn.Module, not {type(model).__name__}")
     refuse_training(model)
+    if any(p.is_inference() for p in model.parameters()):
+        raise ModelStateError("the model was made in inference mode, so nothing in it can have a gradient; make or load it outside of it")
     learning = [p for p in model.parameters() if p.requires_grad]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     fast_path = torch.backends.mha.get_fastpath_enabled()

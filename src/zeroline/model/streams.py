@@ -88,12 +88,16 @@ class State:
 
 @dataclass(eq=False)
 class _Source:
-    """A tensor where rows start: a leaf, the last operation before positions mix, or the first that parameters alone make."""
+    """A tensor where rows start: a leaf, the last operation before positions mix, or the first that parameters alone make.
+
+    ``in_rows``: it is [batch, tokens, width], so that every position is a token, however a state reads it.
+    """
 
     start: Start
     shape: tuple[int, ...]
     keep: tuple[bool, ...]
     owner: object
+    in_rows: bool = False
     sample: Tensor | None = None
     token: Tensor | None = None
     batch: int = 0
@@ -208,7 +212,7 @@ class Graph:
             tagged = (*lead, _factor(shape[-2], True), _factor(shape[-1], False))
         rows = permute(fresh(tagged), [part.order.index(i) for i in range(len(part.order))])
         alone = self._alone(part.edge.node, part.edge.output_nr, rows)
-        if not alone:
+        if not alone and len(shape) < 5:
             return
         decided = [_decided(one, alone, self.batch) for one in (seen.query, seen.key, seen.value, seen.output)]
         weights = None if seen.weights is None else _decided(seen.weights, alone, self.batch)
@@ -240,8 +244,8 @@ class Graph:
                     for slot, part in operands:
                         following, output = node.next_functions[slot]
                         shape = _shape(following, output)
-                        if following in self._below and len(part.axes) == len(shape) and part.shape == shape:
-                            waiting.append((following, output, part))
+                        if following in self._below:
+                            waiting.append((following, output, part if part.shape == shape else unbroadcast(part, shape)[0]))
                     continue
             for axis in ending:
                 tags = [f for f in axis if f.tag is not None]
@@ -358,7 +362,7 @@ class Graph:
         if number is None:
             number = self._source_at[key] = len(self._sources)
             usual = start.is_ids or (isinstance(owner, Tensor) and len(shape) == 3)  # [batch, tokens, width]
-            self._sources.append(_Source(start, shape, tuple(i < len(shape) - 1 for i in range(len(shape))) if usual else keep, owner))
+            self._sources.append(_Source(start, shape, tuple(i < len(shape) - 1 for i in range(len(shape))) if usual else keep, owner, usual))
         source = self._sources[number]
         wider = tuple(a or b for a, b in zip(source.keep, keep))
         if wider != source.keep and not source.numbered:
@@ -476,7 +480,7 @@ class Graph:
             new = sample[link.rows] < 0
             samples = self._samples_of(state, source)
             sample[link.rows[new]] = link.ids[new] // state.layout.tokens * samples // state.layout.groups
-            group[link.rows[new]] = next_group + link.ids[new]
+            group[link.rows[new]] = link.rows[new] if source.in_rows else next_group + link.ids[new]
             next_group += state.layout.rows
         samples = self._samples_of(reaching[0][0], source)
         positions = torch.arange(source.positions)
@@ -562,8 +566,22 @@ class Graph:
                     before = state.own[name]
                     ids, tokens = torch.cat([before.ids, ids]), torch.cat([before.rows, tokens])
                     if weight is not None or before.weight is not None:
-                        weight = torch.cat([_weights(before), torch.ones(len(ids) - len(before.ids), dtype=torch.float64) if weight is None else weight])
+                        weight = torch.cat(
+                            [_weights(before), torch.ones(len(ids) - len(before.ids), dtype=torch.float64) if weight is None else weight]
+                        )
                 state.own[name] = Link(ids, tokens, weight)
+
+    def lost(self) -> tuple[str, ...]:
+        """Float inputs that reach nothing, where some state has rows that come from nowhere: computed without gradients."""
+        nowhere = False
+        for state in (state for states in self.states for state in states.values()):
+            known = torch.zeros(state.size, dtype=torch.bool)
+            for link in (*state.from_calls.values(), *state._sources.values()):
+                known[link.ids] = True
+            nowhere = nowhere or (bool(known.any()) and not bool(known.all()))
+        reached = {name for node in self._inputs for name in self._inputs[node]}
+        opened = {start.input for start in self.recording.starts.values() if start.input is not None}
+        return tuple(sorted(opened - reached)) if nowhere else ()
 
     def names(self, state: State) -> tuple[str, ...]:
         """The streams that a state's rows belong to: those of its own tokens, and those that its feeding calls work for."""
