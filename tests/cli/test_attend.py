@@ -155,7 +155,7 @@ def test_trace_lists_calls_and_streams(capsys, seer):
 )
 def test_errors_are_one_line_with_status_2(capsys, tmp_path, arguments, words):
     extra = ["--out", tmp_path / "new"] if arguments[0] == "attend" else []
-    status, out, err = run(capsys, *arguments, *extra)
+    status, _, err = run(capsys, *arguments, *extra)
     assert status == 2
     assert words in err
     assert len(err.strip().splitlines()) == 1

@@ -529,3 +529,37 @@ def test_the_fast_paths_difference_is_recorded_without_padded_rows():
     assert 0 <= found.fast_path_difference < 1e-5
     assert [c.how for c in found.calls] == ["nn.MultiheadAttention"] * 2
     assert zl.trace(Beside().eval(), torch.randn(2, 4, 8)).fast_path_difference is None
+
+
+# --- where the truth is known --------------------------------------------------------------------------------------------
+
+
+def test_the_positive_correction_points_at_the_right_digit_far_more_often_than_raw_attention(digits_vit):
+    """Two-digit scenes from a seed of its own; docs/performance.md has the table of 240 targets."""
+    from zeroline.zoo.photo_digits import PhotoDigits
+    from zeroline.zoo.train import pixels
+
+    data = PhotoDigits("test", 4711)
+    scenes = [scene for scene in (data.scene(2) for _ in range(70)) if len(scene.objects) == 2][:60]
+    own, other = ([scene.objects[i].digit for scene in scenes] for i in (0, 1))
+    patches = [torch.as_tensor(scene.objects[0].mask).unflatten(0, (8, 8)).unflatten(2, (8, 8)).any(3).any(1) for scene in scenes]
+
+    def hits(**options):
+        maps = zl.attention_relevance(digits_vit, pixels(scenes), target=zl.contrast(own, other), **options).grid("pixel_values")
+        return sum(bool(where.flatten()[int(heat.flatten().argmax())]) for heat, where in zip(maps, patches)) / len(scenes)
+
+    assert hits() > hits(correction="none", calls=-1) + 0.15
+
+
+def test_the_transfer_figure_draws_the_curve_and_the_tokens(small_vit, tmp_path):
+    from zeroline.report import figure, transfer_figure
+
+    model, inputs = small_vit
+    found = zl.attention_transfer(model, inputs, target=1)
+    drawn = transfer_figure.figure(found, sample=1)
+    curve = drawn.subfigs[0].axes[0].lines[0].get_ydata()
+    assert curve.tolist() == pytest.approx(found.curve[:, 1].tolist())
+    panel = drawn.subfigs[1].axes[1].images[0].get_array()
+    assert panel.tolist() == pytest.approx(found.own[1, 1, 1:].view(2, 3).numpy())
+    figure.save(drawn, tmp_path / "t.png")
+    assert (tmp_path / "t.png").stat().st_size > 5_000

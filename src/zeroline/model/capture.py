@@ -245,8 +245,8 @@ class Watch(TorchFunctionMode):
         lead = output.shape[:-2]
         if len(lead) == 0:
             raise TraceError(f"the attention in {path!r} has no batch axis: its output is {tuple(out.shape)}")
-        parts = (_led(part, lead) for part in (query, key, value))
-        seen = Seen(path, index, how, *parts, output, **more)
+        query, key, value = (_led(part, lead) for part in (query, key, value))
+        seen = Seen(path, index, how, query, key, value, output, **more)
         if self.replace is not None:
             out = self.replace(seen, out)
         self.recording.seen.append(seen)

@@ -80,7 +80,8 @@ def back(node: Node, number: int, rows: Rows, slots: Sequence[int] | None = None
 
 def by_softmax(node: Node, slot: int) -> bool:
     """Is an operand a softmax over content, through pointwise functions and views: attention that nobody announced?"""
-    seen, waiting = set(), [node.next_functions[slot][0]]
+    seen: set[Node] = set()
+    waiting = [node.next_functions[slot][0]]
     while waiting and len(seen) < 40:
         following = waiting.pop()
         if following is None or following in seen:

@@ -473,7 +473,7 @@ class Graph:
 
     def _number(self, source: _Source, reaching: list[tuple[State, Link]]) -> None:
         """Sample and token of every position, from the state that tells most of them apart; the others fill what it leaves."""
-        reaching = sorted(reaching, key=lambda found: (-len(found[1].rows.unique()), -len(found[1].ids.unique())))
+        reaching = sorted(reaching, key=lambda found: (-_distinct(found[1].rows), -_distinct(found[1].ids)))
         sample, group = torch.full((2, source.positions), NONE)
         next_group = 0
         for state, link in reaching:
@@ -697,6 +697,10 @@ def _merge(found: Links, more: Links) -> None:
                 both = torch.cat([_weights(known), _weights(link)])
                 weight = torch.zeros(unique.shape[1], dtype=torch.float64).scatter_reduce(0, inverse, both, "amax")
             found[key] = Link(unique[0], unique[1], weight)
+
+
+def _distinct(numbers: Tensor) -> int:
+    return int(torch.unique(numbers).numel())
 
 
 def _same(a: Link, b: Link) -> bool:

@@ -31,8 +31,8 @@ def figure(transfer: Transfer, *, sample: int = 0) -> Any:
     own = transfer.own[:, sample].double().cpu().numpy()
     count = len(own)
     drawn = Figure(figsize=(max(7, 1.3 * count), 5), dpi=130, facecolor="white", layout="constrained")
-    upper, lower = drawn.subfigures(2, 1, height_ratios=[3, 1.4])
-    axis = upper.subplots()
+    parts = drawn.subfigures(2, 1, height_ratios=[3, 1.4], squeeze=False)[:, 0]
+    axis = parts[0].subplots()
     axis.plot(range(count), own.mean(1), marker="o", color="#b2182b", label="mean over tokens")
     axis.fill_between(range(count), np.quantile(own, 0.1, 1), np.quantile(own, 0.9, 1), alpha=0.2, color="#b2182b", label="80 % of tokens")
     axis.set_ylim(0, 1)
@@ -40,7 +40,7 @@ def figure(transfer: Transfer, *, sample: int = 0) -> Any:
     axis.set_ylabel("share from the own position", fontsize=9)
     axis.set_title(f"How much of a token's relevance is still its own: {transfer.stream}", fontsize=11)
     axis.legend(fontsize=8)
-    for call, panel in enumerate(lower.subplots(1, count, squeeze=False)[0]):
+    for call, panel in enumerate(parts[1].subplots(1, count, squeeze=False)[0]):
         panel.imshow(_laid(own[call], transfer.tokens), cmap="Reds", vmin=0, vmax=1, interpolation="nearest")
         panel.axis("off")
     return drawn
