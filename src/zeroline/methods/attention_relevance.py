@@ -22,9 +22,10 @@ from zeroline.maths.propagation import Matrices, bimodal, carried, gathered, rev
 from zeroline.model import identity
 from zeroline.model.ask import labels_of
 from zeroline.model.families import patches_of
+from zeroline.model.links import State
 from zeroline.model.question import checked
 from zeroline.model.readout import Given, Readout, finals, readout
-from zeroline.model.streams import State, Stream
+from zeroline.model.streams import Stream
 from zeroline.model.trace import HETEROGENOUS, Call, Followed, chosen, followed
 from zeroline.relevance import Relevance, Tokens
 from zeroline.target import Target, TargetLike, as_target

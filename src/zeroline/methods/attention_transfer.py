@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zeroline.errors import TraceError
 from zeroline.maths.propagation import Matrices, gathered
 from zeroline.methods.attention_relevance import Sweep, token_lie
-from zeroline.model.streams import State
+from zeroline.model.links import State
 from zeroline.model.trace import HOMOGENOUS, followed
 from zeroline.relevance import Tokens
 from zeroline.target import TargetLike, as_target

@@ -10,6 +10,7 @@ casts, masks) is the left factor of a matrix product. ``nn.MultiheadAttention`` 
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -124,6 +125,7 @@ class Recording:
     seen: list[Seen] = field(default_factory=list)
     starts: dict[int, Start] = field(default_factory=dict)
     functions: dict[str, int] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()  # the model's inputs, in its own order
     leaves: list[Tensor] = field(default_factory=list)  # kept alive: ``starts`` knows them by id
 
 
@@ -394,7 +396,7 @@ def watched(
     model: nn.Module, inputs: Inputs, *, graph: bool = True, replace_output: Replace | None = None, values: Mapping[str, Any] | None = None
 ) -> Iterator[Recording]:
     """Run ``model(...)`` under the mode; inside the block the recording is there, after it everything is put back."""
-    recording = Recording()
+    recording = Recording(arguments=_in_order(model, inputs))
     inputs = inputs.with_values({name: tensor.clone() for name, tensor in inputs.tensors.items()})  # the model may write on what it gets
     names = {id(module): name for name, module in reversed(list(model.named_modules()))}
     watch = Watch(model, inputs, recording, graph=graph, changed=replace_output)
@@ -418,6 +420,12 @@ def watched(
         with watch:
             recording.output = inputs.with_values({**opened, **(values or {})}).call(model)
         yield recording
+
+
+def _in_order(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
+    """The names of the inputs in the order of ``forward``'s parameters."""
+    known = list(inspect.signature(model.forward).parameters)
+    return tuple(sorted(inputs.named, key=lambda name: known.index(name) if name in known else len(known)))
 
 
 def _led(part: Operand, lead: tuple[int, ...]) -> Operand:

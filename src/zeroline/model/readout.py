@@ -15,8 +15,9 @@ from torch import Tensor
 
 from zeroline.errors import TargetError, UsageError
 from zeroline.maths.propagation import carried
+from zeroline.model.links import Link, State
 from zeroline.model.maps import name_of
-from zeroline.model.streams import Graph, Link, State
+from zeroline.model.streams import Graph
 
 Given = int | Tensor | None
 

@@ -7,7 +7,6 @@ model hides its attention.
 
 from __future__ import annotations
 
-import inspect
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,10 +23,12 @@ from zeroline.maths.attention import Maps
 from zeroline.model import identity
 from zeroline.model.capture import Recording, Seen, watched
 from zeroline.model.inputs import Inputs
+from zeroline.model.layouts import layout_of
 from zeroline.model.maps import four, heads_of, maps_of, name_of
 from zeroline.model.operations import Node
 from zeroline.model.state import untouched
-from zeroline.model.streams import REENTRANT, Graph, Stream, layout_of
+from zeroline.model.streams import Graph, Stream
+from zeroline.model.walk import REENTRANT
 
 HOMOGENOUS, HETEROGENOUS = "homogenous", "heterogenous"
 
@@ -191,7 +192,7 @@ def followed(model: nn.Module, inputs: Any) -> Iterator[Followed]:
             if not recording.seen:
                 raise TraceError(_nothing_seen(model, recording))
             _refuse_unseen(recording)
-            graph = Graph(recording, wanted, list(inspect.signature(model.forward).parameters))
+            graph = Graph(recording, wanted)
             for number, states in enumerate(graph.states):
                 if not graph.names(states["query"]) or not graph.names(states["key"]):
                     part = "keys" if graph.names(states["query"]) else "queries"
