@@ -186,8 +186,12 @@ class Relevance:
             if len(r) != len(self.output):
                 lines.append((name, f"{r.shape[1]} tokens of {len(r)} samples"))
                 continue
-            best = int(r[sample].abs().argmax())
-            lines.append((name, f"{r.shape[1]} tokens, {float(self.share(name)[sample]):.1%} of the relevance, most on {self.where(name, best)}"))
+            lie, size = self.tokens[name], r[sample].abs().double()
+            skip = lie.prefix if lie.grid is not None else 0
+            best = skip + int(size[skip:].argmax())
+            learned = f", {float(size[:skip].sum() / size.sum().clamp_min(1e-300)):.1%} of it on class and register tokens" if skip else ""
+            share = f"{float(self.share(name)[sample]):.1%} of the relevance{learned}"
+            lines.append((name, f"{r.shape[1]} tokens, {share}, most on {self.where(name, best)}"))
         return lines
 
     def where(self, stream: str, token: int) -> str:

@@ -8,19 +8,21 @@ from rich.table import Table
 
 from zeroline.cli import show
 from zeroline.cli.sources import SCHEMES
-from zeroline.methods import METHODS
+from zeroline.methods import METHODS, ROUTES
 
 _COMMON = {"model", "inputs", "target", "site", "baseline", "progress"}
 
 
 def methods() -> None:
-    """List the methods, what each is, and the arguments of its own."""
+    """List the methods (at a site, and through attentions), what each is, and the arguments of its own."""
     table = Table("method", "what it is", "arguments", box=None, pad_edge=False)
-    for name, function in METHODS.items():
+    for name, function in {**METHODS, **ROUTES}.items():
         module = inspect.getmodule(function)
         what = (module.__doc__ or "").strip().splitlines()[0] if module else ""
-        own = (p for p in inspect.signature(function).parameters.values() if p.name not in _COMMON)
-        table.add_row(name, what, ", ".join(f"{p.name}={p.default!r}" for p in own) or "-")
+        own = [p for p in inspect.signature(function).parameters.values() if p.name not in _COMMON]
+        named = [f"{p.name}={p.default!r}" for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        more = [f"**{p.name}" for p in own if p.kind is inspect.Parameter.VAR_KEYWORD]
+        table.add_row(name, what, ", ".join(named + more) or "-")
     show.output.print(table)
 
 

@@ -95,8 +95,14 @@ def shade(value: float, limit: float) -> tuple[float, float, float]:
 
 
 def word_limit(source: Source) -> float:
-    """The end of the colour scale of words: the largest size."""
-    return float(np.abs(source.heat).max()) or 1.0
+    """The end of the colour scale of words: the largest size, or the next where one word is more than three times it.
+
+    The word that a target is read at has the whole of its own relevance, beside which the others would be white.
+    """
+    sizes = np.sort(np.abs(source.heat))[::-1]
+    if len(sizes) > 1 and 0 < 3 * sizes[1] < sizes[0]:
+        return float(sizes[1])
+    return float(sizes[0]) or 1.0
 
 
 def _draw_maps(row: Any, maps: Sequence[Source]) -> None:
@@ -153,7 +159,9 @@ def _lines(source: Source) -> int:
 def _draw_words(row: Any, source: Source) -> None:
     axis = row.subplots()
     lines, limit = _wrapped(source), word_limit(source)
-    axis.set_title(source.title, fontsize=10, loc="left")
+    most = float(np.abs(source.heat).max())
+    beyond = f"; one word is beyond the scale: {source.words[int(np.abs(source.heat).argmax())]} {most:.3g}" if most > limit else ""
+    axis.set_title(f"{source.title} (colours end at {limit:.2g}{beyond})", fontsize=10, loc="left")
     axis.set_xlim(0, _PER_LINE * 1.02)
     axis.set_ylim(len(lines), 0)
     axis.axis("off")
