@@ -385,7 +385,7 @@ FAMILIES = [
         siglip,
         5,
         (2,),
-        ("input_ids", "pixel_values"),
+        ("input_ids", "pixel_values", "vision_model.head.probe"),
         lambda o: o.logits_per_image.diagonal(),
         grids=(("pixel_values", (4, 4)),),
     ),
@@ -434,7 +434,15 @@ FAMILIES = [
         "BLIP-2's Q-Former", "transformers", qformer, 6, (3,), ("pixel_values", "query_tokens", "input_ids"), _last, grids=(("pixel_values", (4, 4)),)
     ),
     Family("LLaVA", "transformers", llava, 4, (), ("input_ids", "pixel_values"), _last, grids=(("pixel_values", (2, 2)),)),
-    Family("Perceiver", "transformers", perceiver, 4, (0, 3), ("inputs", "perceiver.embeddings.latents"), has_eager=False),
+    Family(
+        "Perceiver",
+        "transformers",
+        perceiver,
+        4,
+        (0, 3),
+        ("inputs", "perceiver.embeddings.latents", "perceiver.decoder.decoder.output_position_encodings.position_embeddings"),
+        has_eager=False,
+    ),
     Family("Swin", "transformers", swin, 4, grids=(("pixel_values", (8, 8)),)),
     Family("ViT", "timm", timm_vit, 2, streams=("x",), read=_plain, grids=(("x", (2, 3)),)),
     Family(

@@ -65,7 +65,7 @@ def test_every_call_is_found_labelled_and_nothing_is_changed(family, attention):
     assert all(torch.equal(a, b) for a, b in zip(own, seen)), "outputs under the tracer differ"
     assert len(found.calls) == family.calls
     assert tuple(c.number for c in found.calls if c.kind == "heterogenous") == family.heterogenous
-    assert {stream.name for stream in found.streams} >= set(family.streams)
+    assert {stream.name for stream in found.streams} == set(family.streams)
     assert {name: grid for name, grid in ((s.name, s.grid) for s in found.streams) if grid} == dict(family.grids)
     assert all(set(call.feeds_from) <= set(range(call.number)) for call in found.calls)
     assert len({(call.path, call.index) for call in found.calls}) == len(found.calls)
