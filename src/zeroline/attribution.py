@@ -169,6 +169,8 @@ class Attribution:
         from safetensors.torch import save_file
 
         path = Path(path)
+        if not path.parent.is_dir():
+            raise UsageError(f"cannot save to {str(path)!r}: there is no folder {str(path.parent)!r}")
         tensors = {f"values/{name}": _packed(part) for name, part in self.parts.items()}
         figures = {name: getattr(self, name) for name in _PER_SAMPLE}
         tensors |= {name: _packed(figure) for name, figure in figures.items() if figure is not None}
@@ -193,6 +195,8 @@ class Attribution:
             raise LoadError(f"no file {str(path)!r}") from None
         except (SafetensorError, KeyError, ValueError, OSError) as problem:
             raise LoadError(f"{str(path)!r} is not an attribution that zeroline saved ({problem})") from None
+        if "shapes" not in record:
+            raise LoadError(f"{str(path)!r} holds {record.get('kind', 'something else')}, not an attribution; see zl.Relevance.load")
         if record.get("format") != FORMAT:
             raise LoadError(f"{str(path)!r} has format {record.get('format')}; this version reads {FORMAT}")
         parts = {name: tensors[f"values/{name}"] for name in record["shapes"]}

@@ -49,7 +49,7 @@ class Relevance:
     output: Tensor
     calls: tuple[tuple[str, str], ...]
     corrected: tuple[int, ...]
-    readout: str = ""
+    readout: tuple[str, ...] = ()
     substitutes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class Relevance:
         pick = slice(index % size, index % size + 1)
         own = {name: r[pick] if len(r) == size else r for name, r in self.by_source.items()}
         calls = {name: r[:, pick] if r.shape[1] == size else r for name, r in self.per_call.items()}
-        return replace(self, by_source=own, per_call=calls, target=self.target[pick], output=self.output[pick])
+        return replace(self, by_source=own, per_call=calls, target=self.target[pick], readout=self.readout[pick], output=self.output[pick])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the values, as JSON types."""
@@ -120,7 +120,7 @@ class Relevance:
             },
             "calls": [{"name": name, "kind": kind} for name, kind in self.calls],
             "corrected": list(self.corrected),
-            "readout": self.readout,
+            "readout": list(self.readout),
             "substitutes": list(self.substitutes),
             "settings": dict(self.settings),
             "versions": dict(self.versions),
@@ -132,6 +132,8 @@ class Relevance:
         from safetensors.torch import save_file
 
         path = Path(path)
+        if not path.parent.is_dir():
+            raise UsageError(f"cannot save to {str(path)!r}: there is no folder {str(path.parent)!r}")
         tensors = {f"by_source/{name}": _packed(r) for name, r in self.by_source.items()}
         tensors |= {f"per_call/{name}": _packed(r) for name, r in self.per_call.items()}
         temporary = path.with_name(f".{path.name}.partial")
@@ -170,7 +172,8 @@ class Relevance:
             substitutes=tuple(record["substitutes"]),
             model_class=model_class,
             weights=weights,
-            **{name: record[name] for name in ("method", "readout", "settings", "versions")},
+            readout=tuple(record["readout"]),
+            **{name: record[name] for name in ("method", "settings", "versions")},
         )
 
     def rows(self, sample: int = 0) -> list[tuple[str, str]]:
@@ -179,7 +182,7 @@ class Relevance:
         lines = [
             ("target", self.target[sample]),
             ("f(x)", f"{float(self.output[sample]):.6g}"),
-            ("read at", self.readout),
+            ("read at", self.readout[sample]),
             ("attention calls", f"{len(kinds)} ({kinds.count('heterogenous')} heterogenous), {len(self.corrected)} corrected"),
         ]
         for name, r in self.by_source.items():
@@ -206,28 +209,51 @@ class Relevance:
 
     def _lie(self, stream: str, count: int, grid: tuple[int, int] | None, prefix: int | None) -> tuple[tuple[int, int], int]:
         known = self.tokens[stream]
-        shape = grid or known.grid
+        if grid is not None or prefix is not None:
+            known = laid(stream, count, known, grid, prefix)
+        shape = known.grid
         if shape is None:
-            skip = known.prefix if prefix is None else prefix
+            skip = known.prefix
             side = math.isqrt(max(count - skip, 0))
             if side < 2 or side * side != count - skip:
                 raise InputError(f"the {count} tokens of {stream!r} are no square after {skip} prefix tokens; give grid=(rows, columns) and prefix")
             shape = (side, side)
-        skip = prefix if prefix is not None else known.prefix if grid is None else count - shape[0] * shape[1]
-        if skip < 0 or skip + shape[0] * shape[1] != count:
-            asked = f"a grid of {shape[0]} x {shape[1]} with {max(skip, 0)} prefix tokens"
-            raise InputError(f"{asked} has {shape[0] * shape[1] + max(skip, 0)} tokens; {stream!r} has {count}")
-        return shape, skip
+        return shape, known.prefix
 
     def __repr__(self) -> str:
         size = len(self.output)
-        body = "\n".join(f"  {label:<22}{value}" for label, value in self.rows())
+        rows = self.rows()
+        width = max(20, *(len(label) for label, _ in rows)) + 2
+        body = "\n".join(f"  {label:<{width}}{value}" for label, value in rows)
         more = f"\n  ... and {size - 1} more samples: .sample(i)" if size > 1 else ""
         return f"Relevance by {self.method}\n{body}{more}"
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<tr><th style='text-align:left'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in self.rows())
         return f"<table><caption>Relevance by {escape(self.method)}</caption>{lines}</table>"
+
+
+def laid(stream: str, count: int, known: Tokens, grid: Any, prefix: Any) -> Tokens:
+    """A grid and a prefix given by hand, checked against the ``count`` tokens of a stream of which ``known`` is known.
+
+    Without ``prefix`` the model's own goes before the grid; where it has none that is known, what the grid leaves over.
+    """
+    shape = known.grid if grid is None else grid
+    if shape is not None:
+        sides = tuple(shape) if isinstance(shape, (tuple, list)) else ()
+        if len(sides) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sides):
+            raise InputError(f"grid={grid!r} was given; a grid is (rows, columns), two whole numbers above 0")
+        shape = (sides[0], sides[1])
+    if prefix is not None and (isinstance(prefix, bool) or not isinstance(prefix, int) or prefix < 0):
+        raise InputError(f"prefix={prefix!r} was given; it is a number of tokens, 0 or more")
+    patches = 0 if shape is None else shape[0] * shape[1]
+    own = known.prefix or known.grid is not None
+    before = prefix if prefix is not None else known.prefix if own or shape is None else count - patches
+    if before < 0 or before > count or (shape is not None and before + patches != count):
+        rows, columns = shape or (0, 0)
+        asked = f"a grid of {rows} x {columns} with {max(before, 0)} prefix tokens"
+        raise InputError(f"{asked} has {patches + max(before, 0)} tokens; {stream!r} has {count}")
+    return Tokens(before, shape)
 
 
 def _packed(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import zeroline as zl
 from zeroline.errors import InputError, NotFoundError, TargetError, TraceError, UsageError, ZerolineError
 from zeroline.maths.propagation import without_identity_normalised
 
-from attention_models import llava, lxmert, t5, vit  # isort: skip
+from attention_models import clip, llava, lxmert, swin, t5, vit  # isort: skip
 
 # --- the papers, written out ---------------------------------------------------------------------------------------
 
@@ -197,6 +197,25 @@ def test_rollout_is_the_product_of_the_maps(small_vit):
     assert torch.allclose(found.by_source["pixel_values"], r[:, 0], rtol=1e-5)
     assert torch.allclose(found.by_source["pixel_values"].sum(1), torch.full((2,), 4.0).double())  # 2 ** layers
     assert torch.equal(zl.rollout(model, inputs, target=3).by_source["pixel_values"], found.by_source["pixel_values"])
+
+
+def test_a_readout_by_hand_of_two_streams_is_refused():
+    model, inputs = clip("sdpa")
+    with pytest.raises(UsageError, match="reads 2 streams"):
+        zl.attention_relevance(model.eval(), inputs, target=zl.target.output(lambda o: o.logits_per_image.diagonal()), readout=3)
+
+
+def test_transfer_asks_which_stream_and_refuses_windows():
+    model, inputs = clip("sdpa")
+    target = zl.target.output(lambda o: o.logits_per_image.diagonal())
+    with pytest.raises(TraceError, match=r"2 streams have self-attention .*input_ids, pixel_values"):
+        zl.attention_transfer(model.eval(), inputs, target=target)
+    assert zl.attention_transfer(model, inputs, target=target, stream="pixel_values").own.shape == (2, 2, 17)
+    with pytest.raises(NotFoundError, match="nearest: pixel_values"):
+        zl.attention_transfer(model, inputs, target=target, stream="pixels")
+    windows, picture = swin("sdpa")
+    with pytest.raises(TraceError, match="windows"):
+        zl.attention_transfer(windows.eval(), picture, target=1)
 
 
 def test_a_guide_multiplies_the_key_tokens(small_vit):
@@ -389,8 +408,21 @@ def test_integrated_attention_against_the_integral_written_out(small_vit, baseli
         ({"guide": torch.tensor([1.0, float("nan"), 1, 1, 1, 1])}, InputError, "NaN"),
         ({"grid": (3, 3)}, InputError, "3 x 3 .* 'pixel_values' has 7"),
         ({"grid": (2, 3), "prefix": 2}, InputError, "8 tokens"),
+        ({"grid": (1, 5)}, InputError, "1 x 5 with 1 prefix"),
+        ({"grid": (0, 0)}, InputError, "above 0"),
+        ({"grid": 6}, InputError, "rows, columns"),
+        ({"grid": (2.0, 3.0)}, InputError, "whole numbers"),
+        ({"prefix": "1"}, InputError, "number of tokens"),
+        ({"readout": True}, UsageError, "weights"),
+        ({"readout": "cls"}, UsageError, "'cls' was given"),
+        ({"readout": torch.full((7,), float("nan"))}, UsageError, "NaN"),
+        ({"guide": "x"}, InputError, "no weights of its 7 tokens"),
+        ({"guide": {"pixel_values": None}}, InputError, "NoneType"),
+        ({"correction": None}, NotFoundError, "no correction 'None'"),
+        ({"calls": "--3"}, NotFoundError, "no call '--3'"),
+        ({"calls": 1.5}, NotFoundError, "not float"),
         ({"readout": 12}, UsageError, "7 query tokens"),
-        ({"readout": torch.ones(3)}, UsageError, r"reads \(7,\)"),
+        ({"readout": torch.ones(3)}, UsageError, r"weights \(7,\)"),
         ({"target": zl.target.output(lambda o: o.logits[:, 0].detach())}, TargetError, "needs no gradient"),
         ({"target": {}}, TargetError, "no targets"),
         ({"target": 99}, TargetError, "the model has 5"),
@@ -527,6 +559,10 @@ def test_the_fast_paths_difference_is_recorded_without_padded_rows():
     padding[1, 4:] = True
     found = zl.trace(model, {"src": torch.randn(2, 6, 16), "src_key_padding_mask": padding})
     assert 0 <= found.fast_path_difference < 1e-5
+    with pytest.MonkeyPatch.context() as patch:  # a fast path that differs is seen
+        fast = nn.TransformerEncoder.forward
+        patch.setattr(nn.TransformerEncoder, "forward", lambda self, *a, **k: fast(self, *a, **k) + float(torch.backends.mha.get_fastpath_enabled()))
+        assert zl.trace(model, {"src": torch.randn(2, 6, 16)}).fast_path_difference == pytest.approx(1.0, abs=1e-4)
     assert [c.how for c in found.calls] == ["nn.MultiheadAttention"] * 2
     assert zl.trace(Beside().eval(), torch.randn(2, 4, 8)).fast_path_difference is None
 

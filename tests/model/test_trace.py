@@ -167,18 +167,46 @@ def test_fused_and_eager_models_give_the_same_relevance(family):
         assert torch.allclose(r, records[1].by_source[name], rtol=1e-4, atol=1e-7)  # eager models take their softmax in float32
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f.grids], ids=lambda f: f"{f.name} ({f.source})")
+IN_TABLE = ("ViT", "DeiT", "DINOv2 with registers", "CLIP", "SigLIP", "TrOCR", "ViLT", "BLIP, matching", "BLIP-2's Q-Former", "LLaVA")
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.source == "transformers" and f.name in IN_TABLE], ids=lambda f: f.name)
 def test_the_families_table_agrees_with_the_forward_pass(family):
-    from zeroline.model.families import FAMILIES as TABLE
     from zeroline.model.families import patches_of
 
     model, inputs = built(family, "sdpa")
-    config = getattr(model, "config", None)
-    kinds = {getattr(c, "model_type", "") for c in (config, getattr(config, "vision_config", None), getattr(config, "encoder", None))}
     stream = next(s for s in zl.trace(model, inputs).streams if s.grid)
     found = patches_of(
         model, stream.tokens, tuple(inputs["pixel_values"].shape[-2:]) if isinstance(inputs, dict) and "pixel_values" in inputs else None
     )
-    if kinds & set(TABLE):
-        assert found is not None
-        assert (found.prefix, found.grid) == (stream.prefix, stream.grid)
+    assert found is not None
+    assert (found.prefix, found.grid) == (stream.prefix, stream.grid)
+
+
+@pytest.mark.parametrize(("family", "attention"), CASES, ids=NAMES)
+def test_a_batch_of_one_and_of_three_equals_the_batch_of_two(family, attention):
+    model, inputs = built(family, attention)
+    if next(iter([inputs] if isinstance(inputs, torch.Tensor) else inputs.values())).shape[0] == 1:
+        pytest.skip("its target is a loss over the whole batch")
+
+    def rows(order):
+        return inputs[order] if isinstance(inputs, torch.Tensor) else {n: t[order] for n, t in inputs.items()}
+
+    target = zl.target.output(family.read, "f")
+    two = zl.attention_relevance(model, inputs, target=target)
+    for order in ([0], [1], [1, 0, 1]):
+        found = zl.attention_relevance(model, rows(order), target=target)
+        for name, r in found.by_source.items():
+            truth = two.by_source[name][order]
+            assert torch.allclose(r, truth, rtol=1e-3, atol=1e-5 * float(truth.abs().max()))
+            assert found.tokens[name] == two.tokens[name]
+        assert [found.readout[i] for i in range(len(order))] == [two.readout[i] for i in order]
+
+
+@pytest.mark.parametrize("correction", ["none", "absolute", "negative"])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.source == "transformers"], ids=lambda f: f.name)
+def test_relevance_is_finite_and_not_negative_where_it_must_be(family, correction):
+    model, inputs = built(family, "sdpa")
+    found = zl.attention_relevance(model, inputs, target=zl.target.output(family.read, "f"), correction=correction)
+    assert all(bool(r.isfinite().all()) and float(r.min()) >= 0 for r in found.by_source.values())
+    assert sum(float(moved.sum()) for moved in found.per_call.values()) > 0

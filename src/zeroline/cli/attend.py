@@ -80,10 +80,10 @@ def _target(text: str, sourced: Sourced) -> Target:
 
 def _calls(text: str) -> Any:
     """``all``, ``3``, ``0,2,-1`` or a name."""
-    parts = [part.strip() for part in text.split(",")]
-    if all(part.lstrip("-").isdigit() for part in parts):
-        return [int(part) for part in parts]
-    return text if len(parts) == 1 else parts
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UsageError("--calls is empty; write all, numbers such as 0,3, or a name")
+    return parts[0] if len(parts) == 1 else parts
 
 
 def _pictures(relevance: Relevance, sourced: Sourced, inputs: Mapping[str, Any]) -> dict[str, figure.Picture]:

@@ -10,7 +10,7 @@ from zeroline.cli import show
 from zeroline.cli.sources import SCHEMES
 from zeroline.methods import METHODS, ROUTES
 
-_COMMON = {"model", "inputs", "target", "site", "baseline", "progress"}
+_COMMON = {"model", "inputs", "target", "site", "progress"}
 
 
 def methods() -> None:
@@ -19,7 +19,11 @@ def methods() -> None:
     for name, function in {**METHODS, **ROUTES}.items():
         module = inspect.getmodule(function)
         what = (module.__doc__ or "").strip().splitlines()[0] if module else ""
-        own = [p for p in inspect.signature(function).parameters.values() if p.name not in _COMMON]
+        own = [
+            p
+            for p in inspect.signature(function).parameters.values()
+            if p.name not in _COMMON and not (p.name == "baseline" and p.default is p.empty)
+        ]
         named = [f"{p.name}={p.default!r}" for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
         more = [f"**{p.name}" for p in own if p.kind is inspect.Parameter.VAR_KEYWORD]
         table.add_row(name, what, ", ".join(named + more) or "-")

@@ -110,7 +110,7 @@ def without_identity_normalised(r: Tensor, name: str = "") -> Tensor:
     eye = torch.eye(len(r), dtype=r.dtype)
     rest = r - eye
     sums = rest.sum(1, keepdim=True)
-    return torch.where(sums.abs() > 1e-12, rest / torch.where(sums == 0, torch.ones_like(sums), sums), torch.zeros_like(rest)) + eye
+    return torch.where(sums != 0, rest / torch.where(sums == 0, torch.ones_like(sums), sums), torch.zeros_like(rest)) + eye
 
 
 def bimodal(own: str, other: str, abar: Tensor, query: Matrices, value: Matrices) -> Matrices:

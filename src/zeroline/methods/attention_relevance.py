@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroline.errors import InputError, NonFiniteError, NotFoundError, TargetError
-from zeroline.maths.attention import FUSIONS, correction_of, fused, vector_times
+from zeroline.maths.attention import CORRECTIONS, FUSIONS, correction_of, fused, vector_times
 from zeroline.maths.propagation import Matrices, bimodal, carried, gathered, reverse
 from zeroline.model import identity
 from zeroline.model.ask import labels_of
@@ -27,12 +27,12 @@ from zeroline.model.question import checked
 from zeroline.model.readout import Given, Readout, finals, readout
 from zeroline.model.streams import Stream
 from zeroline.model.trace import HETEROGENOUS, Call, Followed, chosen, followed
-from zeroline.relevance import Relevance, Tokens
+from zeroline.relevance import Relevance, Tokens, laid
 from zeroline.target import Target, TargetLike, as_target
 
 RULES = ("graph", "chefer-bimodal")
 COVERAGES = ("complete", "incomplete")
-Guide = Tensor | Mapping[str, Tensor]
+Guide = Any  # weights per token (tensor, array, list), or a mapping of them by stream
 
 
 def attention_relevance(
@@ -62,31 +62,34 @@ def attention_relevance(
             ``"incomplete"``: the calls named are corrected, the others take part with their raw attention; with
             ``calls="all"`` those named are then the last ones that the target reads.
         guide: weights for key tokens, multiplied onto the corrected attention: [tokens] or [batch, tokens] of the one
-            source (or of its patches), or a dict by stream.
+            source, or its patches ([patches], [rows, columns], with or without a batch axis), or a dict of these by stream.
         rule: ``"graph"``, by vector-matrix products from the output back; or ``"chefer-bimodal"`` (Chefer 2021, equations
             10 and 11), which needs full matrices: memory grows with the square of batch times tokens.
         head_fusion: ``"mean"`` or ``"max"`` over heads.
-        readout: None finds it (class token, pool, pooling head, position, query); a token number or weights [tokens].
+        readout: None finds it (class token, pool, pooling head, position, query); or a token number, or weights [tokens] or
+            [batch, tokens], of the last call that the target reads (of a target that reads one stream).
         grid, prefix: rows and columns of the image tokens, and how many learned tokens stand before them, where the
             model does not say.
 
     Returns:
         A ``Relevance``: ``by_source[stream]`` [batch, tokens], without a unit. It adds up to nothing in particular. Non-negative
-        for ``none``, ``positive``, ``negative`` and ``absolute``.
+        for ``none``, ``positive``, ``negative`` and ``absolute``, unless a guide or a readout given by hand is negative.
 
     Raises:
         TraceError: see ``zl.trace``.
         NotFoundError: a call, correction or stream that does not exist (the nearest named).
         TargetError: a target that no attention reaches or that needs no gradient.
-        InputError: a guide of the wrong length, a grid that does not fit.
+        InputError: a guide of the wrong length, a grid that does not fit, inputs on another device.
+        UsageError: a readout that does not fit, a relevance that is not square under the bi-modal rule.
+        ModelStateError: training mode with dropout.
         NonFiniteError: NaN or infinity in the target or in an attention gradient.
     """
-    correction_of(correction)
+    _among("correction", correction, tuple(CORRECTIONS))
     _among("coverage", coverage, COVERAGES)
     _among("rule", rule, RULES)
     _among("head_fusion", head_fusion, FUSIONS)
     settings = {"correction": correction, "calls": _plain(calls), "coverage": coverage, "rule": rule, "head_fusion": head_fusion}
-    settings |= {"guide": guide is not None, "readout": readout if isinstance(readout, int | None) else "given"}
+    settings |= {"guide": _kept(guide), "readout": _kept(readout)}
     with followed(model, inputs) as pass_:
         records = pass_.calls()
         several = isinstance(target, Mapping)
@@ -239,7 +242,7 @@ class Sweep:
             output=self.output,
             calls=tuple((c.name, c.kind) for c in self.records),
             corrected=tuple(sorted(self.corrected)) if self.change is not None else (),
-            readout=begin.words if self.given is None else f"{begin.words} (given)",
+            readout=begin.words if self.given is None else tuple(f"{words} (given)" for words in begin.words),
             settings=dict(settings),
             versions=identity.versions(),
             model_class=identity.model_class(self.pass_.model),
@@ -282,7 +285,10 @@ def _guides(guide: Guide | None, streams: Mapping[str, Stream]) -> dict[str, Ten
         if name not in streams:
             raise NotFoundError.among("stream", name, streams)
         stream = streams[name]
-        given = torch.as_tensor(weights).double().cpu()
+        try:
+            given = torch.as_tensor(weights).double().cpu()
+        except (TypeError, ValueError, RuntimeError) as problem:
+            raise InputError(f"the guide for {name!r} is {type(weights).__name__}, no weights of its {stream.tokens} tokens ({problem})") from None
         if stream.grid is not None and given.shape[-2:] == stream.grid:
             given = given.flatten(-2)
         patches = stream.tokens - stream.prefix
@@ -308,17 +314,12 @@ def token_lie(pass_: Followed, by_source: Iterable[str], grid: tuple[int, int] |
         if known is not None:
             lie[name] = Tokens(known.prefix, known.grid)
     if grid is not None or prefix is not None:
+        if not images:
+            raise InputError("a grid or a prefix was given, and no stream of this model is an image or a float input")
         if len(images) != 1:
             raise InputError(f"a grid was given, and {len(images)} streams could lie on it ({', '.join(images)}); use .grid(stream, grid=...)")
         name = images[0]
-        tokens = streams[name].tokens
-        shape = grid or lie[name].grid
-        before = prefix if prefix is not None else (tokens - shape[0] * shape[1] if shape else 0)
-        if before < 0 or (shape is not None and before + shape[0] * shape[1] != tokens):
-            rows, columns = shape or (0, 0)
-            asked = f"a grid of {rows} x {columns} with {max(before, 0)} prefix tokens"
-            raise InputError(f"{asked} has {rows * columns + max(before, 0)} tokens; {name!r} has {tokens}")
-        lie[name] = Tokens(before, shape)
+        lie[name] = laid(name, streams[name].tokens, lie[name], grid, prefix)
     return lie
 
 
@@ -327,9 +328,16 @@ def _is_ids(pass_: Followed, name: str) -> bool:
     return given is not None and not given.is_floating_point()
 
 
-def _among(kind: str, asked: str, possible: tuple[str, ...]) -> None:
-    if asked not in possible:
+def _among(kind: str, asked: Any, possible: tuple[str, ...]) -> None:
+    if not isinstance(asked, str) or asked not in possible:
         raise NotFoundError.among(kind, str(asked), possible)
+
+
+def _kept(given: Any) -> Any:
+    """What was given by hand as JSON types, so that a saved record can be repeated."""
+    if isinstance(given, Mapping):
+        return {str(name): _kept(one) for name, one in given.items()}
+    return given.tolist() if hasattr(given, "tolist") else list(given) if isinstance(given, (list, tuple)) else given
 
 
 def _plain(calls: Any) -> Any:

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zeroline.errors import TraceError
+from zeroline.errors import NotFoundError, TraceError
+from zeroline.maths.attention import CORRECTIONS, FUSIONS
 from zeroline.maths.propagation import Matrices, gathered
 from zeroline.methods.attention_relevance import Sweep, token_lie
 from zeroline.model.links import State
+from zeroline.model.streams import Stream
 from zeroline.model.trace import HOMOGENOUS, followed
 from zeroline.relevance import Tokens
 from zeroline.target import TargetLike, as_target
@@ -47,7 +49,8 @@ class Transfer:
         return [(name, f"{float(share):.1%}") for name, share in zip(self.calls, self.curve[:, sample])]
 
     def __repr__(self) -> str:
-        body = "\n".join(f"  {name:<40}{share}" for name, share in self.rows())
+        width = max(len(name) for name in self.calls) + 2
+        body = "\n".join(f"  {name:<{width}}{share}" for name, share in self.rows())
         return f"Attention transfer of {self.stream} ({self.correction}): mean share of a token's relevance from its own position\n{body}"
 
 
@@ -66,6 +69,9 @@ def attention_transfer(
     Raises:
         As ``zl.attention_relevance``; TraceError where the stream has no self-attention or is read in concatenation.
     """
+    for kind, asked, possible in (("correction", correction, tuple(CORRECTIONS)), ("head_fusion", head_fusion, FUSIONS)):
+        if asked not in possible:
+            raise NotFoundError.among(kind, str(asked), possible)
     with followed(model, inputs) as pass_:
         records = pass_.calls()
         sweep = Sweep(pass_, records, as_target(target), correction=correction, head_fusion=head_fusion)
@@ -73,10 +79,12 @@ def attention_transfer(
         alone: Mapping[str, list[int]] = {
             name: [c.number for c in records if c.kind == HOMOGENOUS and c.queries == name] for name in pass_.graph.streams
         }
-        name = stream if stream is not None else next((n for n, calls in alone.items() if calls), "")
-        if not alone.get(name):
-            having = ", ".join(n for n, calls in alone.items() if calls) or "none"
-            raise TraceError(f"stream {name!r} has no self-attention of its own; streams that have: {having}")
+        having = [n for n, calls in alone.items() if calls]
+        if stream is None and len(having) != 1:
+            raise TraceError(f"{len(having)} streams have self-attention of their own ({', '.join(having) or 'none'}); name one: stream=...")
+        name = having[0] if stream is None else stream
+        if name not in having:
+            raise NotFoundError.among("stream with self-attention of its own", name, having)
         added: list[Matrices] = []
         shares, last = [], torch.empty(0)
         lie = pass_.graph.streams[name]
@@ -86,12 +94,22 @@ def attention_transfer(
             added.append({source: abar @ matrix for source, matrix in value.items()})
             if record.number not in alone[name]:
                 continue
+            if not _in_order(states["query"], name, lie):
+                raise TraceError(f"{record.name} reads the tokens of {name!r} in another order or number (windows, merged patches): no own position")
             after = _after(states["query"], record.number, added, sweep.sizes)[name]
-            blocks = torch.stack([after[b * lie.tokens : (b + 1) * lie.tokens, b * lie.tokens : (b + 1) * lie.tokens] for b in range(lie.batch)])
+            blocks = after.view(lie.batch, lie.tokens, lie.batch, lie.tokens).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
             last = blocks / blocks.abs().sum(-1, keepdim=True).clamp_min(1e-300)
             shares.append(last.diagonal(dim1=1, dim2=2))
         tokens = token_lie(pass_, [name], None, None)[name]
         return Transfer(name, tuple(records[n].name for n in alone[name]), torch.stack(shares), last, tokens, correction)
+
+
+def _in_order(query: State, name: str, stream: Stream) -> bool:
+    """Is every row of the state the stream's token of the same number?"""
+    link = query.own.get(name)
+    if link is None or query.size != stream.batch * stream.tokens:
+        return False
+    return len(link.ids) == query.size and bool((link.ids[link.rows.argsort()] == link.rows.sort().values).all())
 
 
 def _after(query: State, call: int, added: list[Matrices], sizes: Mapping[str, int]) -> Matrices:

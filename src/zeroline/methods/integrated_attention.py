@@ -17,6 +17,7 @@ from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline, zeros
 from zeroline.errors import NotFoundError
 from zeroline.methods.integrated_gradients import integrated_gradients
+from zeroline.model.ask import labels_of
 from zeroline.model.inputs import Inputs
 from zeroline.model.state import untouched
 from zeroline.model.trace import chosen, trace
@@ -41,7 +42,8 @@ def integrated_attention(
     Returns:
         An ``Attribution``: ``parts["attention:PATH"]`` [batch, heads, queries, keys], in units of the target; they add up to
         f(x) - f(do(A := A0)) within the record's error. Maps of the calls chosen are computed as map times values, not by a
-        fused kernel: the same numbers up to rounding; ``settings["kernel_difference"]`` is how much f(x) moved by it.
+        fused kernel: the same numbers up to rounding; ``settings["kernel_difference"]`` is how much f(x) moved by it
+        (two forward passes more than ``zl.integrated_gradients``: the trace, and that comparison).
 
     Raises:
         As ``zl.trace`` and ``zl.integrated_gradients``.
@@ -59,12 +61,10 @@ def integrated_attention(
 
 def as_baseline(baseline: str | Baseline | Tensor) -> Any:
     """The baseline map that an argument means."""
-    if baseline == "zero" if isinstance(baseline, str) else False:
-        return zeros()
     if isinstance(baseline, str):
-        if baseline != "uniform":
+        if baseline not in BASELINES:
             raise NotFoundError.among("baseline map", baseline, BASELINES)
-        return Baseline("uniform attention", "site", lambda maps, _: uniform(maps))
+        return zeros() if baseline == "zero" else Baseline("uniform attention", "site", lambda maps, _: uniform(maps))
     return baseline
 
 
@@ -79,8 +79,6 @@ def uniform(maps: Tensor) -> Tensor:
 
 
 def _bare(model: nn.Module, inputs: Any, target: TargetLike) -> Tensor:
-    from zeroline.model.ask import labels_of
-
     with untouched(model), torch.no_grad():
         wanted = Inputs.of(model, inputs)
         output = wanted.call(model)

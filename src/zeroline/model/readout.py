@@ -7,8 +7,10 @@ gradient there and add up to 1 per stream. One can also be given.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +21,16 @@ from zeroline.model.links import Link, State
 from zeroline.model.maps import name_of
 from zeroline.model.streams import Graph
 
-Given = int | Tensor | None
+Given = Any  # None, a token number, or weights per token
 
 
 @dataclass
 class Readout:
-    """Row weights by call, token weights by stream (what the target reads without any attention), and words for it."""
+    """Row weights by call, token weights by stream (what the target reads without any attention), and words for each sample."""
 
     calls: dict[int, Tensor] = field(default_factory=dict)
     streams: dict[str, Tensor] = field(default_factory=dict)
-    words: str = ""
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +68,17 @@ def readout(graph: Graph, target: State, gradients: Mapping[int, Tensor], given:
     found = Readout()
     sizes = {name: stream.batch * stream.tokens for name, stream in graph.streams.items()}
     taken: dict[object, Tensor] = {}
-    words = []
-    for final in finals(graph, target):
+    words: list[list[str]] = [[] for _ in range(target.size)]
+    ends = finals(graph, target)
+    if given is not None and len(ends) > 1:
+        read = ", ".join(name_of(graph.calls[final.call]) for final in ends)
+        raise UsageError(f"a readout was given, and the target reads {len(ends)} streams (at {read}); it can be given where it reads one")
+    for final in ends:
         state = graph.states[final.call]["query"]
         weights = _weights(final, state, gradients.get(final.call)) if given is None else _given(given, graph, final.call)
         _add(found.calls, final.call, weights)
-        words.append(_words(weights, state, name_of(graph.calls[final.call])))
+        for sample, said in enumerate(words):
+            said += _words(final, weights, state, name_of(graph.calls[final.call]), sample)
         residual = any(call in target.from_calls for call in state.from_calls) or any(name in target.own for name in state.own)
         everything = given is not None and residual
         for feeding, way in state.from_calls.items():
@@ -84,12 +91,10 @@ def readout(graph: Graph, target: State, gradients: Mapping[int, Tensor], given:
                 reached = None if everything else target.own[name].rows
                 sent = _new(carried(way, weights, sizes[name]), reached, taken, name)
                 found.streams[name] = found.streams[name] + sent if name in found.streams else sent
-        if given is not None:
-            break  # the rows given are those of the last call
     for name, way in target.own.items():
         if name not in found.streams and given is None:
             found.streams[name] = _direct(way, sizes[name], target.size)
-    found.words = " and ".join(words)
+    found.words = tuple(" and ".join(said) for said in words)
     return found
 
 
@@ -105,36 +110,37 @@ def _new(sent: Tensor, reached: Tensor | None, taken: dict[object, Tensor], key:
     return sent * keep
 
 
-def _weights(link: Final, state: State, gradient: Tensor | None) -> Tensor:
+def _weights(final: Final, state: State, gradient: Tensor | None) -> Tensor:
     """Row weights of one call: 1 per sample, shared in proportion to the gradient's norm at the rows that are read."""
-    size = torch.ones(len(link.ids), dtype=torch.float64)
+    size = torch.ones(len(final.ids), dtype=torch.float64)
     if gradient is not None:
-        norms = gradient.double().square().sum((1, 3)).sqrt().cpu().flatten()
-        size = norms[link.rows]
-        if not bool(size.any()):
-            size = torch.ones_like(size)
-    samples = int(link.ids.max()) + 1
-    total = torch.zeros(samples, dtype=torch.float64).index_add_(0, link.ids, size)
-    dead = total == 0
-    if bool(dead.any()):
-        size = torch.where(dead[link.ids], torch.ones_like(size), size)
-        total = torch.zeros(samples, dtype=torch.float64).index_add_(0, link.ids, size)
-    return torch.zeros(state.size, dtype=torch.float64).index_add_(0, link.rows, size / total[link.ids])
+        size = gradient.double().square().sum((1, 3)).sqrt().cpu().flatten()[final.rows]
+    samples = int(final.ids.max()) + 1
+    total = torch.zeros(samples, dtype=torch.float64).index_add_(0, final.ids, size)
+    size = torch.where((total == 0)[final.ids], torch.ones_like(size), size)  # no gradient at all: equal shares
+    total = torch.zeros(samples, dtype=torch.float64).index_add_(0, final.ids, size)
+    return torch.zeros(state.size, dtype=torch.float64).index_add_(0, final.rows, size / total[final.ids])
 
 
-def _given(given: int | Tensor, graph: Graph, call: int) -> Tensor:
+def _given(given: Any, graph: Graph, call: int) -> Tensor:
     """A readout by hand: a token of the last call's queries, or a weight for each, [tokens] or [batch, tokens]."""
-    layout = graph.states[call]["query"].layout
-    if isinstance(given, int):
-        if not -layout.tokens <= given < layout.tokens:
-            raise UsageError(f"readout {given} was asked; {name_of(graph.calls[call])} has {layout.tokens} query tokens")
-        row = torch.zeros(layout.tokens, dtype=torch.float64)
-        row[given] = 1
-        return row.repeat(layout.groups)
-    weights = torch.as_tensor(given).double().cpu()
-    if weights.shape not in ((layout.tokens,), (layout.groups, layout.tokens)):
-        possible = f"({layout.tokens},) or {layout.groups, layout.tokens}"
-        raise UsageError(f"a readout of shape {tuple(weights.shape)} was given; {name_of(graph.calls[call])} reads {possible}")
+    layout, name = graph.states[call]["query"].layout, name_of(graph.calls[call])
+    possible = f"a token number, or weights ({layout.tokens},) or ({layout.groups}, {layout.tokens})"
+    if hasattr(given, "__index__") and not isinstance(given, (bool, Tensor)):
+        row = operator.index(given)
+        if not -layout.tokens <= row < layout.tokens:
+            raise UsageError(f"readout {row} was asked; {name} has {layout.tokens} query tokens")
+        weights = torch.zeros(layout.tokens, dtype=torch.float64)
+        weights[row] = 1
+    else:
+        try:
+            weights = torch.as_tensor(given).double().cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise UsageError(f"readout {given!r} was given; {name} reads {possible}") from None
+    if isinstance(given, bool) or weights.shape not in ((layout.tokens,), (layout.groups, layout.tokens)):
+        raise UsageError(f"a readout of shape {tuple(weights.shape)} was given; {name} reads {possible}")
+    if not bool(weights.isfinite().all()):
+        raise UsageError("the readout holds NaN or infinity")
     return weights.expand(layout.groups, -1).flatten()
 
 
@@ -148,8 +154,11 @@ def _add(found: dict[int, Tensor], call: int, r: Tensor) -> None:
     found[call] = found[call] + r if call in found else r
 
 
-def _words(weights: Tensor, state: State, name: str) -> str:
-    rows = weights.view(state.layout.groups, state.layout.tokens)[0].nonzero().flatten().tolist()
-    if len(rows) == 1:
-        return f"token {rows[0]} of {name}"
-    return f"{len(rows)} tokens of {name}"
+def _words(final: Final, weights: Tensor, state: State, name: str, sample: int) -> list[str]:
+    """Where one sample is read: "token 0 of encoder.layer.3", or how many tokens."""
+    mine = final.rows[final.ids == sample]
+    rows = [row for row in mine.tolist() if float(weights[row])] or weights.nonzero().flatten().tolist()
+    if not len(mine):
+        return []
+    where = f"token {rows[0] % state.layout.tokens}" if len(rows) == 1 else f"{len(rows)} tokens"
+    return [f"{where} of {name}"]

@@ -209,7 +209,7 @@ def unbroadcast(rows: Rows, shape: Shape) -> tuple[Rows, Tensor]:
     broadcast = [axis for axis in range(len(rows.axes)) if axis < extra or (shape[axis - extra] == 1 and rows.shape[axis] != 1)]
     first = [rows.first_kept(axis) + i for axis in broadcast for i in range(rows.kept_of(axis))]
     rest = [d for d in range(rows.ids.ndim) if d not in first]
-    table = rows.ids.permute(*first, *rest).reshape(-1, math.prod(rows.ids.shape[d] for d in rest))
+    table = rows.ids.permute((*first, *rest)).reshape(-1, math.prod(rows.ids.shape[d] for d in rest))
     axes = tuple(() if axis in broadcast else factors for axis, factors in enumerate(rows.axes))[extra:]
     live = (table >= 0).any(0)
     numbers = torch.arange(table.shape[1]).where(live, NONE)

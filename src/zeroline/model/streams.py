@@ -296,10 +296,8 @@ def _value_of(source: Source) -> object:
 
 
 def _grid_of(source: Source) -> tuple[int, int] | None:
-    """Rows and columns, where a source has two kept axes beside the batch."""
-    sizes = [n for n, keep in zip(source.shape, source.keep) if keep]
-    if source.batch > 1 or (len(sizes) > 2 and sizes[0] == 1):
-        sizes = sizes[1:]
-    if len(sizes) == 2 and sizes[0] * sizes[1] == source.tokens:
+    """Rows and columns, where a source (that is no [batch, tokens, width]) has two kept axes beside the batch."""
+    sizes = [n for n, keep in zip(source.shape[1:], source.keep[1:]) if keep]
+    if not source.in_rows and len(sizes) == 2 and sizes[0] * sizes[1] == source.tokens:
         return sizes[0], sizes[1]
     return None

@@ -8,6 +8,8 @@ model hides its attention.
 from __future__ import annotations
 
 import json
+import operator
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -174,6 +176,7 @@ def trace(model: nn.Module, inputs: Any) -> Trace:
         TraceError: the model has no attention, hides it (compiled, scripted, quantised, run outside torch functions), or
             moves its tokens by an operation that cannot be followed; the message names it.
         ModelStateError: training mode with dropout.
+        InputError: inputs that hold no tensor, or are on another device.
     """
     with followed(model, inputs) as found:
         graph = found.graph
@@ -212,7 +215,8 @@ def chosen(calls: tuple[Call, ...], selection: Any) -> list[int]:
         return list(range(len(calls)))
     if isinstance(selection, bool):
         raise NotFoundError(f"no call {selection!r}; calls are numbers, names or 'all'")
-    if isinstance(selection, int):
+    if hasattr(selection, "__index__") and not isinstance(selection, Tensor):
+        selection = operator.index(selection)
         if not -len(calls) <= selection < len(calls):
             nearest = len(calls) - 1 if selection > 0 else 0
             raise NotFoundError(f"no call {selection}; the model has {len(calls)} (0 to {len(calls) - 1}); nearest: {nearest}, {calls[nearest].name}")
@@ -220,8 +224,8 @@ def chosen(calls: tuple[Call, ...], selection: Any) -> list[int]:
     if isinstance(selection, str):
         from fnmatch import fnmatchcase
 
-        if selection.lstrip("-").isdigit():
-            return chosen(calls, int(selection))
+        if re.fullmatch(r"-?\d+(\s*,\s*-?\d+)*", selection.strip()):
+            return chosen(calls, [int(number) for number in selection.split(",")])
         found = [c.number for c in calls if fnmatchcase(c.name, selection) or c.path == selection]
         if not found:
             raise NotFoundError.among("call", selection, [c.name for c in calls], "see `zeroline trace MODEL`")

@@ -135,10 +135,11 @@ def _left_out(one: Attribution, view: View) -> str:
     return f"; {rest:+.3g} of it lies on tokens that are no patches" if part.ndim == 3 and part.shape[1] != view.heat.size else ""
 
 
-def save(drawn: Any, path: Path) -> None:
+def save(drawn: Any, path: str | Path) -> None:
     """Write a PNG to a temporary name, then rename."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
     try:
         FigureCanvasAgg(drawn).print_figure(temporary, format="png", metadata={"Software": "zeroline"})

@@ -18,6 +18,7 @@ from zeroline.report.figure import COLOURS, Picture, upsample
 
 Heat = NDArray[np.float64]
 POSITIVE = "Reds"
+_PER_STRIP = 12  # panels per line of a layer strip
 _PER_LINE = 60  # characters of words per line
 
 
@@ -48,7 +49,8 @@ def sources(
     for name, r in relevance.by_source.items():
         index = sample if len(r) == len(relevance.output) else 0
         values = r[index].double().cpu()
-        share = f"{float(relevance.share(name)[sample]):.1%} of the relevance" if len(r) == len(relevance.output) else ""
+        alone = len(relevance.by_source) == 1 or len(r) != len(relevance.output)
+        share = "" if alone else f"{float(relevance.share(name)[sample]):.1%} of the relevance"
         layers = relevance.per_call[name][:, index].double().cpu()
         title = f"{name}: {share}" if share else name
         if relevance.tokens[name].grid is not None:
@@ -67,11 +69,11 @@ def figure(relevance: Relevance, drawn: Sequence[Source], *, sample: int = 0) ->
     from matplotlib.figure import Figure
 
     maps, lines = [s for s in drawn if s.is_map], [s for s in drawn if not s.is_map]
-    strip = _strip(drawn)
-    heights = ([3.6] if maps else []) + [0.5 + 0.34 * _lines(s) for s in lines] + ([1.5] if strip else [])
+    strips = _strips(drawn)
+    heights = ([3.6] if maps else []) + [0.5 + 0.34 * _lines(s) for s in lines] + [_strip_height(s) for s in strips]
     picture = Figure(figsize=(12, 0.9 + sum(heights)), dpi=130, facecolor="white", layout="constrained")
     record = relevance.sample(sample)
-    picture.suptitle(f"Where the {record.target[0]} looks: {relevance.method}, {_settings(relevance)}", fontsize=13, fontweight="bold")
+    picture.suptitle(f"What attention finds for the {record.target[0]} ({relevance.method}, {_settings(relevance)})", fontsize=13, fontweight="bold")
     rows = picture.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     at = 0
     if maps:
@@ -80,9 +82,9 @@ def figure(relevance: Relevance, drawn: Sequence[Source], *, sample: int = 0) ->
     for source in lines:
         _draw_words(rows[at], source)
         at += 1
-    if strip:
-        _draw_strip(rows[at], relevance, strip)
-    picture.supxlabel(f"read at {relevance.readout}; relevance has no unit and adds up to nothing in particular", fontsize=9)
+    for row, source in zip(rows[at:], strips):
+        _draw_strip(row, relevance, source)
+    picture.supxlabel(f"read at {record.readout[0]}; relevance has no unit and adds up to nothing in particular", fontsize=9)
     return picture
 
 
@@ -181,23 +183,38 @@ def _box(x: float, y: float, width: float, colour: tuple[float, float, float]) -
     return Rectangle((x - 0.2, y + 0.1), width + 0.4, 0.8, facecolor=colour, edgecolor="#cccccc", linewidth=0.4)
 
 
-def _strip(drawn: Sequence[Source]) -> Source | None:
-    """The source of the layer strip: the first with a map, else the first that calls moved anything onto."""
-    moved = [s for s in drawn if bool(np.abs(s.layers).sum() > 0)]
-    return next((s for s in moved if s.is_map), moved[0] if moved else None)
+def _moved(source: Source) -> list[int]:
+    """The calls that moved something onto a source: more than rounding."""
+    sizes = np.abs(source.layers).reshape(len(source.layers), -1).sum(1)
+    return [int(call) for call in np.nonzero(sizes > 1e-6 * max(float(sizes.max(initial=0.0)), 1e-30))[0]]
+
+
+def _strips(drawn: Sequence[Source]) -> list[Source]:
+    """The sources of the layer strips: all that calls moved anything onto."""
+    return [source for source in drawn if _moved(source)]
+
+
+def _strip_height(source: Source) -> float:
+    lines = -(-len(_moved(source)) // _PER_STRIP)
+    return (1.35 if source.is_map else 0.7) * lines + 0.3
 
 
 def _draw_strip(row: Any, relevance: Relevance, source: Source) -> None:
-    calls = [i for i in range(len(relevance.calls)) if bool(np.abs(source.layers[i]).sum() > 0)]
-    axes = row.subplots(1, max(len(calls), 6), squeeze=False)[0]
+    calls = _moved(source)
+    lines = -(-len(calls) // _PER_STRIP)
+    axes = row.subplots(lines, _PER_STRIP, squeeze=False).flatten()
     limit = float(np.abs(source.layers).max()) or 1.0
     for axis in axes:
         axis.axis("off")
     for axis, call in zip(axes, calls):
         heat = source.layers[call] if source.is_map else source.layers[call][None]
         axis.imshow(heat, cmap=COLOURS, vmin=-limit, vmax=limit, interpolation="nearest", aspect="equal" if source.is_map else "auto")
-        axis.set_title(f"call {call}", fontsize=7)
-    row.suptitle(f"what each call moved onto {source.name} (one scale)", fontsize=9, x=0.01, ha="left")
+        axis.set_title(f"{call}: {_short(relevance.calls[call][0])}", fontsize=6)
+    row.suptitle(f"what each call moved onto {source.name} (one colour scale, -{limit:.2g} to {limit:.2g})", fontsize=9, x=0.01, ha="left")
+
+
+def _short(name: str, most: int = 18) -> str:
+    return name if len(name) <= most else f"...{name[3 - most :]}"
 
 
 def _settings(relevance: Relevance) -> str:
