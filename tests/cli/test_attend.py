@@ -177,7 +177,7 @@ def test_the_figure_shows_the_heat_where_the_relevance_is(tmp_path):
     heat[0, 1 + 7] = 1.0  # patch (1, 3) of 3 x 4, after one class token
     record = Relevance(
         {"image": heat, "ids": torch.tensor([[0.1, -0.9]])}, {"image": heat[None], "ids": torch.zeros(1, 1, 2)},
-        {"image": Tokens(1, (3, 4)), "ids": Tokens()}, "attention_relevance", ("f",), torch.zeros(1).double(), (("a", "homogenous"),), (0,),
+        {"image": Tokens(1, (3, 4)), "ids": Tokens()}, "attention_relevance", ("f",), torch.zeros(1).double(), (("a", "homogenous"),), (0,), ("token 0 of a",),
     )  # fmt: skip
     drawn = relevance_figure.sources(record, pictures={"image": np.zeros((30, 40, 3), np.float32)}, words={"ids": ["up", "down"]})
     assert [(s.name, s.is_map, s.words) for s in drawn] == [("image", True, ()), ("ids", False, ("up", "down"))]

@@ -441,3 +441,170 @@ def test_attention_without_a_batch_axis_is_one_clear_error():
 
     with pytest.raises(ZerolineError, match="no batch axis"):
         zl.trace(made(run), drawn(1, N, D))
+
+
+@pytest.mark.parametrize("step", ["plain", "padded", "rolled"])
+def test_windows_folded_together_with_heads(step):
+    """[B x windows x heads, n, d] by bmm, 2 x 2 windows of 2 x 2 tokens and two heads, as in SAM and VitDet."""
+
+    def run(m, x):
+        y = F.pad(x, (0, 0, 0, 0, 0, 0)) if step == "padded" else x.roll(1, 1) if step == "rolled" else x
+
+        def fold(t):
+            t = t.unflatten(1, (2, 2)).unflatten(3, (2, 2)).permute(0, 1, 3, 2, 4, 5).reshape(B * 4, 4, 2, 4)
+            return t.transpose(1, 2).reshape(B * 8, 4, 4)
+
+        q, k, v = fold(m.a.q(y)), fold(m.a.k(y)), fold(m.a.v(y))
+        o = torch.bmm(torch.softmax(torch.bmm(q, k.transpose(1, 2)), -1), v)
+        return m.head(o.view(B, -1, 4).mean(1).repeat(1, 2))
+
+    model, x = made(run), drawn(B, 4, 4, D)
+    (call,) = zl.trace(model, x).calls
+    assert (call.heads, call.query_length) == (2, 4)
+    (stream,) = zl.trace(model, x).streams
+    assert (stream.tokens, stream.grid) == (16, (4, 4))
+    assert torch.allclose(zl.rollout(model, x, target=0).by_source["x"].sum(1), torch.ones(B))
+
+
+def test_stacked_frames_are_groups_and_stacked_heads_are_heads():
+    def frames(m, x):
+        q, k, v = (torch.stack([f(x[:, t]) for t in range(3)], 1) for f in (m.a.q, m.a.k, m.a.v))
+        return m.head(F.scaled_dot_product_attention(q, k, v).mean((1, 2)))
+
+    def heads(m, x):
+        q, k, v = (torch.stack([f(x)[..., :4], f(x)[..., 4:]], 1) for f in (m.a.q, m.a.k, m.a.v))
+        return m.head(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).mean(1))
+
+    (call,) = zl.trace(made(frames), drawn(B, 3, 4, D)).calls
+    assert (call.heads, call.query_length) == (1, 4)
+    assert zl.rollout(made(frames), drawn(B, 3, 4, D), target=0).by_source["x"].shape == (B, 12)
+    (call,) = zl.trace(made(heads), drawn(B, N, D)).calls
+    assert (call.heads, call.query_length) == (2, N)
+
+
+def test_two_streams_stacked_are_both_there():
+    def run(m, x, y):
+        z = torch.stack([x, y], 1)
+        return m.head(F.scaled_dot_product_attention(z, z, z).mean((1, 2)))
+
+    found = zl.trace(made(run), (drawn(B, N, D), drawn(B, N, D))).streams
+    assert [s.tokens for s in found] == [N, N]
+
+
+def test_heads_before_the_batch_are_refused():
+    def run(m, x):
+        q, k, v = (torch.cat(f(x).chunk(2, -1), 0) for f in (m.a.q, m.a.k, m.a.v))
+        o = torch.bmm(torch.softmax(torch.bmm(q, k.transpose(1, 2)), -1), v)
+        return m.head(torch.cat(o.chunk(2, 0), -1).mean(1))
+
+    with pytest.raises(TraceError):
+        zl.trace(made(run), drawn(B, N, D))
+
+
+def test_parts_of_the_features_are_no_tokens():
+    def points(m, x):
+        return m.head(m.a(m.e(x[..., 3:]) + m.p(x[..., :3])).mean(1))
+
+    (stream,) = zl.trace(made(points, e=nn.Linear(4, D), p=nn.Linear(3, D)), drawn(B, N, 7)).streams
+    assert (stream.tokens, stream.grid) == (N, None)
+
+    def packed(m, x):
+        q, k, v = m.c(x).flatten(2).transpose(1, 2).chunk(3, -1)
+        return m.head(F.scaled_dot_product_attention(q, k, v).mean(1))
+
+    for kernel in (1, 2):
+        (stream,) = zl.trace(made(packed, c=nn.Conv2d(3, 3 * D, kernel, kernel)), drawn(B, 3, 2 * kernel, 3 * kernel)).streams
+        assert (stream.tokens, stream.grid) == (6, (2, 3))
+
+
+def test_one_by_one_convolutions_between_attentions_are_linear_layers():
+    def run(m, x):
+        x = x + m.a(x)
+        return m.head(m.b(m.c(x.transpose(1, 2)).transpose(1, 2)).mean(1))
+
+    assert zl.trace(made(run, c=nn.Conv1d(D, D, 1)), drawn(B, N, D)).calls[1].feeds_from == (0,)
+
+
+def test_doubled_tokens_are_refused_and_tiled_ones_followed():
+    def doubled(m, x):
+        y = (x + m.a(x))[:, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]]
+        return m.head((y + m.b(y)).mean(1))
+
+    with pytest.raises(TraceError, match="several elements in one"):
+        zl.trace(made(doubled), drawn(B, N, D))
+
+    def tiled(m, x):
+        y = (x + m.a(x)).repeat(1, 2, 1)
+        return m.head((y + m.b(y)).mean(1))
+
+    found = zl.rollout(made(tiled), drawn(B, N, D), target=0)
+    assert torch.allclose(found.by_source["x"].sum(1), torch.full((B,), 4.0))
+
+    def first(m, x):
+        z = torch.cat([x[:, :1].repeat(1, 3, 1), x], 1)
+        return m.head((z + m.a(z)).mean(1))
+
+    assert shapes(made(first), drawn(B, N, D)) == {"x": (B, N)}
+
+
+def test_products_with_keyword_operands():
+    def run(m, x):
+        scores = torch.zeros(B, N, N).baddbmm(batch1=m.a.q(x), batch2=m.a.k(x).transpose(1, 2), beta=1, alpha=0.3)
+        return m.head(torch.matmul(scores.softmax(-1), other=m.a.v(x)).mean(1))
+
+    assert len(zl.trace(made(run), drawn(B, N, D))) == 1
+
+
+def test_the_bimodal_rule_where_it_says_nothing():
+    def run(m, x, y):
+        a = m.a(m.q.expand(B, -1, -1), x)
+        return m.head(m.b(a, y).mean(1))
+
+    model, given = made(run, q=nn.Parameter(drawn(1, 3, D))), (drawn(B, N, D), drawn(B, 4, D))
+    found = zl.attention_relevance(model, given, target=0, rule="chefer-bimodal")
+    assert all(bool(r.isfinite().all()) for r in found.by_source.values())
+
+
+def test_learned_queries_that_are_split_before_use():
+    def run(m, x):
+        q, position = m.q.split(D, 1)
+        return m.head(m.a((q + position).expand(B, -1, -1), x).mean(1))
+
+    assert zl.trace(made(run, q=nn.Parameter(drawn(3, 2 * D))), drawn(B, N, D)).calls[0].queries == "q"
+
+
+def test_a_convolutional_network_with_flatten_has_no_attention():
+    with pytest.raises(TraceError, match="the model has no attention"):
+        zl.trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)).eval(), drawn(B, 3, 4, 4))
+
+
+def test_instance_norm_over_tokens_mixes_them():
+    def run(m, x):
+        y = F.instance_norm((x + m.a(x)).transpose(1, 2)).transpose(1, 2)
+        return m.head(m.b(y).mean(1))
+
+    with pytest.raises(TraceError, match="BatchNorm"):
+        zl.trace(made(run), drawn(B, N, D))
+
+
+def test_rotations_by_complex_numbers_and_other_pointwise_functions():
+    turn = torch.polar(torch.ones(N, D // 2), torch.rand(N, D // 2))
+
+    def run(m, x):
+        y = x + m.a(x)
+        y = torch.view_as_real(torch.view_as_complex(y.unflatten(-1, (-1, 2)).contiguous()) * turn).flatten(2)
+        return m.head(m.b(F.prelu(torch.atan(y), torch.tensor([0.1]))).mean(1))
+
+    assert zl.trace(made(run), drawn(B, N, D)).calls[1].feeds_from == (0,)
+
+
+def test_maps_of_windows_are_sites():
+    """Windows of a sample stand beside its heads: [batch, windows x heads, n, n]."""
+
+    def run(m, x):
+        q, k, v = (f(x).view(-1, 4, 2, 4).transpose(1, 2) for f in (m.a.q, m.a.k, m.a.v))
+        return m.head(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(x), 8, D).mean(1))
+
+    found = zl.integrated_attention(made(run), drawn(B, 8, D), target=0)
+    assert found.values.shape == (B, 4, 4, 4)
+    assert bool((found.relative_error < 0.011).all())

@@ -202,10 +202,11 @@ class Sweep:
                 continue
             abar = self.matrix(call)
             record = self.records[call]
-            if record.kind == HETEROGENOUS and " + " not in record.queries + record.keys:
-                query = gathered(states["query"], added, self.sizes)
+            crossed = record.kind == HETEROGENOUS and " + " not in record.queries + record.keys
+            query = gathered(states["query"], added, self.sizes) if crossed else {}
+            if record.queries in query and record.keys in value:
                 added.append(bimodal(record.queries, record.keys, abar, query, value))
-            else:
+            else:  # one stream, or a state without relevance of its own stream: rules 10 and 11 say nothing
                 added.append({name: abar @ matrix for name, matrix in value.items()})
             if begin.calls.get(call) is not None:
                 self.moved[call] = begin.calls[call] @ abar

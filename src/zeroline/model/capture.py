@@ -45,7 +45,7 @@ _PRODUCTS = _words("matmul __matmul__ bmm baddbmm einsum")
 # functions that take a parameter as data (a class token, learned queries), not as a weight
 _TAKES_TOKENS = _words(
     "expand expand_as cat concat repeat tile unsqueeze view reshape broadcast_to __getitem__ clone stack flatten permute transpose "
-    "repeat_interleave to type_as type contiguous"
+    "repeat_interleave to type_as type contiguous split chunk narrow unbind select index_select swapaxes movedim tensor_split"
 )
 _TAKES_TOKENS_FIRST = _words("layer_norm linear dropout rms_norm mul __mul__ matmul __matmul__ bmm normalize")
 _ADDS = _words("add __add__ __radd__")
@@ -159,6 +159,8 @@ class Watch(TorchFunctionMode):
         self.graph = graph
         self.replace = changed
         self.parameters = {id(p): name for name, p in model.named_parameters()}
+        layers = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.LayerNorm)
+        self.weights = {id(p) for module in model.modules() if isinstance(module, layers) for p in module.parameters(recurse=False)}
         self.opened: list[nn.Parameter] = []
         self.batch = inputs.batch
         self.stack: list[str] = [""]
@@ -257,7 +259,7 @@ class Watch(TorchFunctionMode):
     def _follow(self, name: str, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Scores, weights and their product, in attention that is written out."""
         if name in _PRODUCTS:
-            return self._product(name, out, args)
+            return self._product(name, out, _positional(name, args, kwargs))
         first = args[0] if args and isinstance(args[0], Tensor) else kwargs.get("input")
         if name in _TURNS and isinstance(first, Tensor) and isinstance(self._tag(first), _Weights):
             self.tags[out] = _Turned()
@@ -363,6 +365,8 @@ class Watch(TorchFunctionMode):
             return
         for tensor in given:
             parameter = self.parameters.get(id(tensor)) if isinstance(tensor, Tensor) else None
+            if id(tensor) in self.weights:
+                continue  # a layer's own weight, cut in parts or turned on its way into a product
             if parameter is not None and not tensor.requires_grad and tensor.is_floating_point():
                 tensor.requires_grad_(True)
                 self.opened.append(tensor)
@@ -420,6 +424,13 @@ def watched(
         with watch:
             recording.output = inputs.with_values({**opened, **(values or {})}).call(model)
         yield recording
+
+
+def _positional(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The operands of a product by position, however they were given."""
+    names = {"baddbmm": ("input", "batch1", "batch2"), "einsum": ()}.get(name, ("input", "mat2"))
+    more = [kwargs[n] if n in kwargs else kwargs.get("other") for n in names[len(args) :]]
+    return (*args, *more)
 
 
 def _in_order(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ def maps_of(seen: Seen, batch: int, output_gradient: Tensor | None = None) -> Ma
 def with_map(seen: Seen, attention: Tensor, batch: int) -> Tensor:
     """The output that the call would give with another map: A v, in the layout and precision of its own output."""
     value = four(seen.value, batch, graph=True).to(attention.dtype)
+    attention = attention.reshape(len(value), -1, *attention.shape[-2:])
     repeats = attention.shape[1] // value.shape[1]
     output = attention @ (value.repeat_interleave(repeats, 1) if repeats > 1 else value)
     own = seen.output

@@ -15,7 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeroline.model.rows import Factor, Mixes, Rows, Shape, folded, full, insert, masked, narrow, permute, place, remove, reshape, spread
+from zeroline.model.rows import (
+    Factor,
+    Mixes,
+    Rows,
+    Shape,
+    folded,
+    full,
+    insert,
+    masked,
+    merged,
+    narrow,
+    permute,
+    place,
+    remove,
+    reshape,
+    spread,
+    with_axis,
+)
 
 Node = Any  # torch.autograd.graph.Node; its saved attributes are not typed
 
@@ -28,15 +45,16 @@ POINTWISE = _words(
     "Abs Add Sub Mul Div Neg Pow Exp Expm1 Log Log1P Log2 Sqrt Rsqrt Reciprocal Sin Cos Tanh Sigmoid Relu Gelu Silu Elu Mish Softplus "
     "LeakyRelu Hardswish Hardsigmoid Hardtanh HardtanhBackward LogSigmoid Erf Clamp ClampMin ClampMax Clone ToCopy "
     "Maximum Minimum Lerp Addcmul Addcdiv NanToNum NativeDropout FusedDropout NativeBatchNorm CudnnBatchNorm MiopenBatchNorm Prelu Threshold "
-    "Rsub Alias Sign Copysign"
+    "Rsub Alias Sign Copysign PreluKernel Atan Atan2 Sinh Cosh Tan Asin Acos Asinh Acosh Atanh Round Floor Ceil Trunc Frac Celu Selu Softshrink "
+    "Hardshrink Exp2 Logit Erfc Erfinv Sgn Xlogy Remainder Fmod Logaddexp Hypot Softsign"
 )
 LAST = _words("NativeLayerNorm FusedRmsNorm RmsNorm Softmax LogSoftmax Glu LogCumsumExp")
 REDUCTIONS = _words("Mean Sum Amax Amin Max Min LinalgVectorNorm Norm Logsumexp Var Std VarMean Prod StdMean NllLoss NllLoss2D")
-MATRIX = _words("Mm Bmm Addmm Baddbmm Addbmm Linear MkldnnLinear")
+MATRIX = _words("Mm Bmm Addmm Baddbmm Addbmm Linear MkldnnLinear GroupedMm")
 VIEWS = _words("View UnsafeView ReshapeAlias Squeeze Unsqueeze MkldnnReshape")
 # movements that are rare: the node itself moves the ids
 MOVES = _words(
-    "Index IndexSelect Gather Roll Flip ConstantPadNd Repeat Unfold MaskedScatter IndexPut MaskedSelect Take AsStrided SelectScatter "
+    "Index IndexSelect Gather Unfold MaskedScatter IndexPut MaskedSelect Take AsStrided SelectScatter "
     "SliceScatter IndexCopy Scatter Diagonal Tril Triu Rot90 PixelShuffle PixelUnshuffle CopySlices Im2Col"
 )
 
@@ -62,6 +80,8 @@ def back(node: Node, number: int, rows: Rows, slots: Sequence[int] | None = None
     ``rows.unbroadcast``. Raises ``Mixes``.
     """
     op = kind(node)
+    if op in ("NativeBatchNorm", "CudnnBatchNorm") and node._saved_training:
+        raise Mixes(str(node.name()))  # statistics of these very tokens: an instance norm
     if op in POINTWISE or op == "Expand":
         return [(slot, rows) for slot in live(node)]
     rule = _RULES.get(op)
@@ -201,6 +221,68 @@ def _cat_sizes(node: Node, dim: int, total: int) -> list[int]:
     return [int(size or 0) for size in known]
 
 
+def _roll(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    if not node._saved_dims:
+        return _moved(node, rows)
+    for dim, shift in zip(node._saved_dims, node._saved_shifts):
+        axis = signed(dim) % len(rows.axes)
+        if _told_apart(rows, axis):
+            rows = merged(rows, axis)
+            rows = with_axis(rows, axis, rows.axes[axis], rows.ids.roll(-signed(shift), rows.first_kept(axis)))
+    return [(0, rows)]
+
+
+def _flip(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    for dim in node._saved_dims:
+        axis = signed(dim) % len(rows.axes)
+        if _told_apart(rows, axis):
+            rows = merged(rows, axis)
+            rows = with_axis(rows, axis, rows.axes[axis], rows.ids.flip(rows.first_kept(axis)))
+    return [(0, rows)]
+
+
+def _pad(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    pad, shape = [signed(n) for n in node._saved_pad], _operand_shape(node)
+    if min(pad, default=0) < 0:
+        return _moved(node, rows)
+    for i in range(len(pad) // 2):
+        axis = len(shape) - 1 - i
+        if pad[2 * i] or pad[2 * i + 1]:
+            part = narrow(rows, axis, pad[2 * i], shape[axis])
+            if part is None:
+                return []
+            rows = part
+    return [(0, rows)]
+
+
+def _repeat(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    """A tensor tiled: its repeats as leading axes, over which it was broadcast."""
+    shape = _operand_shape(node)
+    times = [int(n) for n in node._saved_repeats]
+    sizes = [1] * (len(times) - len(shape)) + list(shape)
+    rows = reshape(rows, tuple(n for pair in zip(times, sizes) for n in pair))
+    kept = [2 * i + 1 for i in range(len(times) - len(shape), len(times))]
+    return [(0, permute(rows, [axis for axis in range(2 * len(times)) if axis not in kept] + kept))]
+
+
+def _convolution(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    """A convolution by single positions is a linear layer over channels; any other mixes positions."""
+    weight = tuple(node._saved_weight.shape[2:]) if node._saved_weight is not None else ()
+    plain = all(n == 1 for n in (*weight, *node._saved_stride)) and not any(node._saved_padding) and not node._saved_transposed
+    if not weight or not plain:
+        raise Mixes(str(node.name()))
+    return [(0, layer) for layer in spread(rows, 1, _operand_shape(node)[1], "Convolution")]
+
+
+def _real(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    last = len(rows.axes) - 1
+    return [(0, remove(layer, last)) for layer in spread(rows, last, 1, "ViewAsReal")]
+
+
+def _told_apart(rows: Rows, axis: int) -> bool:
+    return any(f.kept or f.live is not None for f in rows.axes[axis])
+
+
 def _stack(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
     dim = signed(node._saved_dim) % len(rows.axes)
     parts = [(slot, narrow(rows, dim, slot, 1)) for slot in live(node)]
@@ -267,7 +349,7 @@ def _moved(node: Node, rows: Rows) -> list[tuple[int, Rows]]:
             there = factor != 0
             value = torch.where(there, once[slot] / factor.where(there, 1), 0)
             square = torch.where(there, twice[slot] / factor.where(there, 1), 0)
-            if bool(((square - value**2).abs() > 0.4).any()):
+            if bool(((square - value**2).abs() > 0.1).any()) or bool(((value - value.round()).abs() > 0.1).any()):
                 raise Mixes(f"{node.name()} (several elements in one)")
             found[slot] = found.get(slot, torch.zeros(factor.shape, dtype=torch.int64)) + value.round().long() * power
         coded, power = coded // base, power * base
@@ -301,5 +383,12 @@ _RULES: dict[str, Callable[[Node, int, Rows], list[tuple[int, Rows]]]] = {
     "SplitWithSizes": _split,
     "Cat": _cat,
     "Stack": _stack,
+    "Roll": _roll,
+    "Flip": _flip,
+    "ConstantPadNd": _pad,
+    "Repeat": _repeat,
+    "Convolution": _convolution,
+    "ViewAsReal": _real,
+    "ViewAsComplex": lambda node, number, rows: [(0, insert(rows, len(rows.axes), (Factor(2, False),)))],
     "Glu": _glu,
 }

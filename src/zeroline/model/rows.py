@@ -152,6 +152,8 @@ def merged(rows: Rows, axis: int) -> Rows:
 def place(rows: Rows, axis: int, size: int, index: Tensor) -> Rows:
     """The rows of x where the tensor is ``x.index_select(axis, index)``; axis has ``size`` positions in x."""
     factors = rows.axes[axis]
+    if len(factors) > 1 and not any(f.kept or f.live is not None for f in factors):
+        factors = (Factor(math.prod(f.size for f in factors), False),)
     if len(factors) <= 1 and not any(f.kept for f in factors):
         live = index if not factors or factors[0].live is None else index[list(factors[0].live)]
         part = None if len(live) == size else tuple(live.tolist())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from zeroline.errors import TraceError
 from zeroline.model.capture import Operand, Recording
 from zeroline.model.inputs import Inputs
 from zeroline.model.layouts import decided, layout_of, state_rows, tagged_rows
@@ -169,6 +170,9 @@ class Graph:
             next_group += state.layout.rows
         samples = self._samples_of(reaching[0][0], source)
         positions = torch.arange(source.positions)
+        if source.in_rows and not _by_axis(sample, source.shape, samples):
+            name = source.start.name
+            raise TraceError(f"the samples of {name!r} are mixed up on the way to an attention (heads before the batch?): not followed")
         missing = sample < 0
         sample, group = torch.where(missing, positions * samples // source.positions, sample), torch.where(missing, next_group + positions, group)
         token = torch.zeros(source.positions, dtype=torch.int64)
@@ -293,6 +297,15 @@ def _value_of(source: Source) -> object:
     if ids is not None:
         return (tuple(ids.shape), ids.contiguous().cpu().numpy().tobytes())
     return source.owner if isinstance(source.owner, tuple) else id(source.owner)
+
+
+def _by_axis(sample: Tensor, shape: tuple[int, ...], samples: int) -> bool:
+    """Do the samples lie along the first or the second axis of [batch, tokens, width], as far as they are known?"""
+    known = sample >= 0
+    positions = torch.arange(len(sample))
+    ways = [positions // (len(sample) // samples)] if shape[0] == samples else []
+    ways += [positions % shape[1]] if len(shape) > 2 and shape[1] == samples else []
+    return not ways or any(torch.equal(sample[known], way[known]) for way in ways)
 
 
 def _grid_of(source: Source) -> tuple[int, int] | None:

@@ -293,7 +293,7 @@ def _refuse_hidden(model: nn.Module) -> None:
 def _nothing_seen(model: nn.Module, recording: Recording) -> str:
     modules = [(name, type(m)) for name, m in model.named_modules()]
     quantised = [f"{n} ({c.__name__})" for n, c in modules if "quantized" in c.__module__ or c.__name__.startswith(("Linear8bit", "Linear4bit"))]
-    named = [f"{name} ({kind.__name__})" for name, kind in modules if "atten" in kind.__name__.lower() or "attn" in kind.__name__.lower()]
+    named = [f"{name} ({kind.__name__})" for name, kind in modules if re.search("(?<!fl)atten|attn", kind.__name__.lower())]
     most = sorted(recording.functions, key=lambda f: -recording.functions[f])[:6]
     seen = f"{sum(recording.functions.values())} torch functions ran ({', '.join(most) or 'none'}), none of them attention"
     if quantised:

@@ -14,15 +14,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from zeroline.errors import TraceError
 from zeroline.model.capture import Recording, Seen, Start
 from zeroline.model.layouts import layout_of
-from zeroline.model.links import Links, copied, link_of, merge
+from zeroline.model.links import Links, copied, distinct, link_of, merge
 from zeroline.model.maps import heads_of
 from zeroline.model.operations import LAST, MATRIX, Node, back, by_softmax, kind, live, shape_of
-from zeroline.model.rows import Axes, Mixes, Rows, is_identity, permute, reshape, spread, unbroadcast
+from zeroline.model.rows import Axes, Factor, Mixes, Rows, fresh, is_identity, permute, reshape, spread, unbroadcast
 
 _LEAF = "torch::autograd::AccumulateGrad"
 _CHECKPOINT = "CheckpointFunctionBackward"
@@ -115,17 +116,41 @@ class Walk:
                 except Mixes:
                     ending = () if self._below[node] & _CALL else rows.axes
                 else:
+                    lost = kind(node) not in MATRIX | LAST and any(_tagged(part) < _tagged(rows) for _, part in operands)
+                    if lost and kind(node) in ("Cat", "Stack"):
+                        for tag, size in self._disjoint(node, number, rows).items():
+                            found[tag] = max(found.get(tag, 1), size)
+                    elif lost:
+                        _record(found, [axis for axis in rows.axes if _before_tokens(axis)])
                     for slot, part in operands:
                         following, output = node.next_functions[slot]
                         shape = _shape(following, output)
                         if following in self._below:
                             waiting.append((following, output, part if part.shape == shape else unbroadcast(part, shape)[0]))
                     continue
-            for axis in ending:
-                tags = [f for f in axis if f.tag is not None]
-                if tags and all(f.kept or f.tag is not None for f in axis):
-                    for f in tags:
-                        found[int(f.tag or 0)] = max(found.get(int(f.tag or 0), 1), f.size)
+            _record(found, [axis for axis in ending if all(f.kept or f.tag is not None for f in axis)])
+        return found
+
+    def _disjoint(self, node: Node, number: int, rows: Rows) -> dict[int, int]:
+        """Tags of the axes that ``cat`` or ``stack`` made, if each part comes from rows of its own: then they are groups."""
+        apart = fresh(tuple(tuple(Factor(f.size, f.kept or f.tag is not None, f.live) for f in axis) for axis in rows.axes))
+        tags = {f.tag: f.size for axis in rows.axes for f in axis if f.tag is not None}
+        kept = [f for axis in rows.axes for f in axis if f.kept or f.tag is not None]
+        try:
+            links = self._resolve(node, number, apart)
+        except Mixes:
+            return {}
+        found: dict[int, int] = {}
+        for dimension, factor in enumerate(kept):
+            if factor.tag is None:
+                continue
+            inner = math.prod(f.size for f in kept[dimension + 1 :])
+            shared = False
+            for link in links.values():
+                pairs = torch.unique(torch.stack([link.rows, link.ids // inner % factor.size]), dim=1)
+                shared = shared or distinct(pairs[0]) < pairs.shape[1]
+            if not shared:
+                found[factor.tag] = tags[factor.tag]
         return found
 
     def _ungrouped(self, call: int, rows: Rows) -> Axes:
@@ -236,8 +261,17 @@ class Walk:
         if number is None:
             number = self._source_at[key] = len(self.sources)
             usual = start.is_ids or (isinstance(owner, Tensor) and len(shape) == 3)  # [batch, tokens, width]
-            self.sources.append(Source(start, shape, tuple(i < len(shape) - 1 for i in range(len(shape))) if usual else keep, owner, usual))
+            first = tuple(usual and axis < len(shape) - 1 for axis in range(len(shape)))
+            self.sources.append(Source(start, shape, first, owner, usual))
         source = self.sources[number]
+        features = (
+            len(shape) - 1
+            if source.in_rows
+            else 1
+            if isinstance(owner, tuple) and owner[0] != "learned" and kind(owner[0]) == "Convolution"
+            else None
+        )
+        keep = tuple(keeps and axis != features for axis, keeps in enumerate(keep))  # a part of the features is no token
         wider = tuple(a or b for a, b in zip(source.keep, keep))
         if wider != source.keep and not source.numbered:
             source.keep, self.widened = wider, True
@@ -299,6 +333,27 @@ class Walk:
                 found.append(start)
             waiting += [node.next_functions[slot][0] for slot in live(node)]
         return found
+
+
+def _tagged(rows: Rows) -> int:
+    return math.prod(f.size for axis in rows.axes for f in axis if f.tag is not None)
+
+
+def _before_tokens(axis: tuple[Factor, ...]) -> bool:
+    """Does a tagged factor stand before a kept one on the axis, as a window's number before its tokens?"""
+    tagged = [i for i, f in enumerate(axis) if f.tag is not None]
+    return bool(tagged) and any(f.kept for f in axis[tagged[0] + 1 :])
+
+
+def _record(found: dict[int, int], axes: Iterable[tuple[Factor, ...]]) -> None:
+    """Sizes of the tags on these axes, those of one tag multiplied; the largest that any way showed."""
+    sizes: dict[int, int] = {}
+    for axis in axes:
+        for f in axis:
+            if f.tag is not None:
+                sizes[f.tag] = sizes.get(f.tag, 1) * f.size
+    for tag, size in sizes.items():
+        found[tag] = max(found.get(tag, 1), size)
 
 
 def _shape(node: Node, number: int) -> tuple[int, ...]:
