@@ -28,6 +28,7 @@ tokens; class and register tokens are part of the image's stream, as its prefix.
 
 - Tokens mixed outside attention between two attentions: linear layers, convolutions or transforms over tokens (MLP-Mixer blocks,
   depthwise convolutions between attentions as in SegFormer, pooled or strided keys as in PVT).
+- Routing of tokens to experts by sorting them (mixture-of-experts layers between attentions), and tokens that an index takes twice.
 - Attention that is no softmax of a product of queries and keys (linear attention, state-space layers), and weights that multiply
   from the right (`values @ weights`).
 - Attention in compiled (`torch.compile`), scripted or quantised modules, in custom kernels that are no torch functions, or under

@@ -46,7 +46,7 @@ POINTWISE = _words(
     "LeakyRelu Hardswish Hardsigmoid Hardtanh HardtanhBackward LogSigmoid Erf Clamp ClampMin ClampMax Clone ToCopy "
     "Maximum Minimum Lerp Addcmul Addcdiv NanToNum NativeDropout FusedDropout NativeBatchNorm CudnnBatchNorm MiopenBatchNorm Prelu Threshold "
     "Rsub Alias Sign Copysign PreluKernel Atan Atan2 Sinh Cosh Tan Asin Acos Asinh Acosh Atanh Round Floor Ceil Trunc Frac Celu Selu Softshrink "
-    "Hardshrink Exp2 Logit Erfc Erfinv Sgn Xlogy Remainder Fmod Logaddexp Hypot Softsign"
+    "Hardshrink Exp2 Logit Erfc Erfinv Sgn Xlogy Remainder Fmod Logaddexp Hypot Softsign GeLUFunction"
 )
 LAST = _words("NativeLayerNorm FusedRmsNorm RmsNorm Softmax LogSoftmax Glu LogCumsumExp")
 REDUCTIONS = _words("Mean Sum Amax Amin Max Min LinalgVectorNorm Norm Logsumexp Var Std VarMean Prod StdMean NllLoss NllLoss2D")
@@ -289,6 +289,12 @@ def _stack(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
     return [(slot, remove(part, dim)) for slot, part in parts if part is not None]
 
 
+def _along(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
+    """The largest along an axis, or a sort of it: of features, as a router of experts does; of tokens it mixes them."""
+    axis = signed(node._saved_dim) % len(rows.axes)
+    return [(0, layer) for layer in spread(rows, axis, _operand_shape(node)[axis], kind(node))]
+
+
 def _glu(node: Node, number: int, rows: Rows) -> list[tuple[int, Rows]]:
     axis = signed(node._saved_dim) % len(rows.axes)
     return [(0, layer) for layer in spread(rows, axis, 2 * rows.shape[axis], "glu")]
@@ -383,6 +389,8 @@ _RULES: dict[str, Callable[[Node, int, Rows], list[tuple[int, Rows]]]] = {
     "SplitWithSizes": _split,
     "Cat": _cat,
     "Stack": _stack,
+    "Topk": _along,
+    "Sort": _along,
     "Roll": _roll,
     "Flip": _flip,
     "ConstantPadNd": _pad,
