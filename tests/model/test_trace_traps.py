@@ -386,6 +386,19 @@ def test_a_trace_inside_a_hook_of_a_traced_model():
     assert lengths == [1]
 
 
+def test_a_trace_of_multi_head_attention_inside_a_hook_of_another():
+    heads = nn.MultiheadAttention(D, 2, batch_first=True)
+    inner = made(lambda m, x: m.head(m.mha(x, x, x)[0].mean(1)), mha=heads)
+    outer = made(lambda m, x: m.head(m.mha(m.a(x), x, x)[0].mean(1)), mha=nn.MultiheadAttention(D, 2, batch_first=True))
+    x, lengths = drawn(B, N, D), []
+    hook = outer.a.register_forward_hook(lambda *_: lengths.append(len(zl.trace(inner, x))))
+    asks = F.__dict__["has_torch_function"]
+    assert [c.how for c in zl.trace(outer, x).calls] == ["fused kernel", "nn.MultiheadAttention"]
+    hook.remove()
+    assert lengths == [1]
+    assert F.__dict__["has_torch_function"] is asks
+
+
 def test_a_long_chain_without_forks():
     def run(m, x):
         for layer in m.chain:

@@ -174,10 +174,10 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", str(func))
-        if func is F.multi_head_attention_forward and self.how is None:
-            return self._inside_multi_head(func, args, kwargs)
         if _active[-1] is not self:
             return func(*args, **kwargs)  # another pass runs inside this one (a trace in a hook): its calls are its own
+        if func is F.multi_head_attention_forward and self.how is None:
+            return self._inside_multi_head(func, args, kwargs)
         if self.graph:
             self._open_tokens(name, args)
         if func is F.scaled_dot_product_attention:
@@ -201,7 +201,8 @@ class Watch(TorchFunctionMode):
         """Run the body of ``multi_head_attention_forward`` under the mode.
 
         The body starts by handing itself to any mode; with that one question answered "no" for the length of
-        the call, it runs as written and the softmax or the kernel in it is seen like any other.
+        the call, it runs as written and the softmax or the kernel in it is seen like any other. The question is asked by
+        a function of PyTorch's module, so that two threads must not trace at once.
         """
         asks = F.__dict__["has_torch_function"]
         self.how = MULTIHEAD
