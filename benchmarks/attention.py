@@ -64,9 +64,9 @@ def eager(model: nn.Module, x: Tensor) -> Tensor:
     output = model(x, output_attentions=True)
     hook.remove()
     gradients = torch.autograd.grad(output.logits[:, 3].sum(), output.attentions)
-    r = torch.eye(output.attentions[0].shape[-1]).expand(len(x), -1, -1)
+    r = torch.eye(output.attentions[0].shape[-1], device=x.device).expand(len(x), -1, -1)
     for a, g in zip(output.attentions, gradients):
-        r = r + (a.detach() * g).clamp(min=0).mean(1) @ r
+        r = r + (a.detach() * g).clamp(min=0).mean(1).float() @ r
     return r[:, 0]
 
 
@@ -133,15 +133,15 @@ def cells(box: tuple[int, int, int, int]) -> Tensor:
     return rows[:, None] & columns[None]
 
 
-def cpu_seconds(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def cpu_seconds(sides: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.process_time) -> dict[str, float]:
     for side in sides.values():
         side()
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
-            started = time.process_time()
+            started = clock()
             side()
-            times[name].append(time.process_time() - started)
+            times[name].append(clock() - started)
     return {name: statistics.median(kept) for name, kept in times.items()}
 
 
@@ -211,9 +211,50 @@ def alone(side: str) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time() - started)
 
 
+def gpu_table(repeats: int) -> None:
+    """The speed and memory tables on a GPU, per precision, and the most tokens that each way holds there."""
+    print(f"\n## On {torch.cuda.get_device_name()}: ViT-Base, 224 px, batch 4 (wall time), and the most tokens that fit, batch 1\n")
+    print("| precision | attention_relevance / bare | trace / forward | eager / bare | most tokens, relevance | most tokens, eager |")
+    print("|---|---|---|---|---|---|")
+    for dtype in (torch.float32, torch.bfloat16):
+        model, twin = (vit_base(attention).to("cuda", dtype) for attention in ("sdpa", "eager"))
+        x = torch.randn(4, 3, 224, 224, device="cuda", dtype=dtype)
+        sides = {
+            "bare": lambda m=model, x=x: bare(m, x),
+            "relevance": lambda m=model, x=x: relevance(m, x),
+            "eager": lambda m=twin, x=x: eager(m, x),
+            "forward": lambda m=model, x=x: forward(m, x),
+            "trace": lambda m=model, x=x: zl.trace(m, x),
+        }
+        t = cpu_seconds(sides, repeats, synchronised)
+        most = [largest(side, attention, dtype) for side, attention in ((relevance, "sdpa"), (eager, "eager"))]
+        ratios = (t["relevance"] / t["bare"], t["trace"] / t["forward"], t["eager"] / t["bare"])
+        print(f"| {dtype} | {' | '.join(f'{r:.2f}' for r in ratios)} | {most[0]} | {most[1]} |", flush=True)
+
+
+def largest(side: Callable[[nn.Module, Tensor], Any], attention: str, dtype: torch.dtype) -> int:
+    """Tokens of the largest picture (sides doubling) that a way gets through without running out of memory."""
+    best, image = 0, 512
+    while True:
+        try:
+            model = vit_base(attention, image).to("cuda", dtype)
+            side(model, torch.randn(1, 3, image, image, device="cuda", dtype=dtype))
+        except torch.OutOfMemoryError:
+            return best
+        finally:
+            model = None
+            torch.cuda.empty_cache()
+        best, image = (image // 16) ** 2, image * 2
+
+
+def synchronised() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["pointing", "speed", "memory"])
+    parser.add_argument("--only", choices=["pointing", "speed", "memory", "gpu"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -223,6 +264,10 @@ def main() -> None:
         alone(arguments.alone)
         return
     tables = {"pointing": pointing_table, "speed": lambda: speed_table(arguments.repeats), "memory": memory_table}
+    if torch.cuda.is_available():
+        tables["gpu"] = lambda: gpu_table(arguments.repeats)
+    if arguments.only == "gpu" and "gpu" not in tables:
+        raise SystemExit("no GPU here")
     for name, table in tables.items():
         if arguments.only in (None, name):
             table()
