@@ -9,7 +9,6 @@ the attribution error.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zeroline import records
 from zeroline.errors import LoadError, SiteError, UsageError
 
 FORMAT = 1
@@ -166,35 +166,16 @@ class Attribution:
 
     def save(self, path: str | Path) -> None:
         """Write values and record to one safetensors file (to a temporary name first, then renamed)."""
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise UsageError(f"cannot save to {str(path)!r}: there is no folder {str(path.parent)!r}")
-        tensors = {f"values/{name}": _packed(part) for name, part in self.parts.items()}
+        tensors = {f"values/{name}": part for name, part in self.parts.items()}
         figures = {name: getattr(self, name) for name in _PER_SAMPLE}
-        tensors |= {name: _packed(figure) for name, figure in figures.items() if figure is not None}
+        tensors |= {name: figure for name, figure in figures.items() if figure is not None}
         record = {k: v for k, v in self.to_dict().items() if k not in _PER_SAMPLE}
-        temporary = path.with_name(f".{path.name}.partial")
-        try:
-            save_file(tensors, temporary, {"zeroline": json.dumps(record)})
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        records.write(path, tensors, record)
 
     @classmethod
     def load(cls, path: str | Path) -> Attribution:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), "pt") as file:
-                record = json.loads((file.metadata() or {})["zeroline"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except FileNotFoundError:
-            raise LoadError(f"no file {str(path)!r}") from None
-        except (SafetensorError, KeyError, ValueError, OSError) as problem:
-            raise LoadError(f"{str(path)!r} is not an attribution that zeroline saved ({problem})") from None
+        record, tensors = records.read(path, "an attribution")
         if "shapes" not in record:
             raise LoadError(f"{str(path)!r} holds {record.get('kind', 'something else')}, not an attribution; see zl.Relevance.load")
         if record.get("format") != FORMAT:
@@ -252,11 +233,6 @@ def rounding(resolution: float, *outputs: Tensor) -> Tensor:
     """A few units in the last place of the largest of the outputs, per sample: what cannot be told apart."""
     largest = torch.stack([output.abs() for output in outputs]).amax(0)
     return _UNITS * resolution * largest
-
-
-def _packed(tensor: Tensor) -> Tensor:
-    """A copy of its own, on the CPU, as safetensors wants it."""
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _numbers(figure: Tensor | None) -> list[float | int | None] | None:

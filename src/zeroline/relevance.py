@@ -6,7 +6,6 @@ no ``Attribution``: the two are never mixed up. It saves, loads and prints; it n
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zeroline import records
 from zeroline.errors import InputError, LoadError, NotFoundError, UsageError
 
 FORMAT = 1
@@ -129,33 +129,14 @@ class Relevance:
 
     def save(self, path: str | Path) -> None:
         """Write values and record to one safetensors file (to a temporary name first, then renamed)."""
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise UsageError(f"cannot save to {str(path)!r}: there is no folder {str(path.parent)!r}")
-        tensors = {f"by_source/{name}": _packed(r) for name, r in self.by_source.items()}
-        tensors |= {f"per_call/{name}": _packed(r) for name, r in self.per_call.items()}
-        temporary = path.with_name(f".{path.name}.partial")
-        try:
-            save_file({**tensors, "output": _packed(self.output)}, temporary, {"zeroline": json.dumps(self.to_dict())})
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        tensors = {f"by_source/{name}": r for name, r in self.by_source.items()}
+        tensors |= {f"per_call/{name}": r for name, r in self.per_call.items()}
+        records.write(path, {**tensors, "output": self.output}, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Relevance:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), "pt") as file:
-                record = json.loads((file.metadata() or {})["zeroline"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except FileNotFoundError:
-            raise LoadError(f"no file {str(path)!r}") from None
-        except (SafetensorError, KeyError, ValueError, OSError) as problem:
-            raise LoadError(f"{str(path)!r} is not a relevance that zeroline saved ({problem})") from None
+        record, tensors = records.read(path, "a relevance")
         if record.get("kind") != KIND or record.get("format") != FORMAT:
             found = f"{record.get('kind', 'attribution')} of format {record.get('format')}"
             raise LoadError(f"{str(path)!r} is {found}; this reads {KIND} of format {FORMAT}")
@@ -254,10 +235,6 @@ def laid(stream: str, count: int, known: Tokens, grid: Any, prefix: Any) -> Toke
         asked = f"a grid of {rows} x {columns} with {max(before, 0)} prefix tokens"
         raise InputError(f"{asked} has {patches + max(before, 0)} tokens; {stream!r} has {count}")
     return Tokens(before, shape)
-
-
-def _packed(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _listed(grid: tuple[int, int] | None) -> list[int] | None:

@@ -1,27 +1,15 @@
 """``zeroline attend`` and ``zeroline trace`` as a user meets them: images, words, both, and what errors look like."""
 
 import json
-from importlib.resources import files
 
 import numpy as np
 import pytest
 import torch
+from test_cli import IMAGE, run
 
 from zeroline import Relevance
-from zeroline.cli import main
 
-IMAGE = str(files("zeroline.zoo") / "samples" / "00.png")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "few", "words", "red", "seven"]
-
-
-def run(capsys, *arguments):
-    try:
-        main([str(a) for a in arguments])
-        status = 0
-    except SystemExit as ended:
-        status = ended.code or 0
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
 
 
 @pytest.fixture(scope="module")

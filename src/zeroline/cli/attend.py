@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,7 +57,7 @@ def attend(
         )
         seconds = time.perf_counter() - started
         drawn = relevance_figure.sources(relevance, pictures=_pictures(relevance, sourced, inputs), words=_words(relevance, sourced, inputs))
-        written = _write(relevance, out, relevance_figure.figure(relevance, drawn))
+        written = show.write(relevance, "relevance", out, relevance_figure.figure(relevance, drawn))
     if json_:
         print(json.dumps({**relevance.to_dict(), "seconds": seconds, "files": [str(p) for p in written]}, indent=2))
         return
@@ -110,13 +109,3 @@ def _coloured(source: relevance_figure.Source) -> Text:
         line.append(word, style=f"{ink} on #{red:02x}{green:02x}{blue:02x}")
         line.append(" ")
     return line
-
-
-def _write(relevance: Relevance, folder: Path, drawn: Any) -> list[Path]:
-    """Three files, written into a folder of their own first, then moved."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as name:
-        fresh = Path(name)
-        relevance.save(fresh / "relevance.safetensors")
-        (fresh / "record.json").write_text(json.dumps(relevance.to_dict(), indent=2) + "\n")
-        figure.save(drawn, fresh / "figure.png")
-        return [path.replace(folder / path.name) for path in sorted(fresh.iterdir())]

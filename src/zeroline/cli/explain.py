@@ -77,7 +77,7 @@ def answer(
         seconds = time.perf_counter() - started
         for warning in caught:
             show.notes.print(f"warning: {warning.message}", markup=False)
-        written = show.write(attribution, out, show.draw(attribution, loaded, inputs, baseline, grid, prefix))
+        written = show.write(attribution, "attribution", out, show.draw(attribution, loaded, inputs, baseline, grid, prefix))
     if as_json:
         print(json.dumps({**attribution.to_dict(), "seconds": seconds, "files": [str(p) for p in written]}, indent=2))
     else:

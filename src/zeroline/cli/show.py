@@ -26,6 +26,7 @@ from zeroline.model import normalisation
 from zeroline.model.ask import reference_inputs
 from zeroline.model.families import patch_grid
 from zeroline.model.loading import Loaded
+from zeroline.relevance import Relevance
 from zeroline.report import figure
 
 _WIDE = 240  # in a pipe a table is for a program to read: do not fold it to 80 columns
@@ -46,15 +47,15 @@ def table(rows: Iterable[tuple[str, str]]) -> None:
     output.print(found)
 
 
-def write(attribution: Attribution, folder: Path, drawn: Any | None) -> list[Path]:
-    """``attribution.safetensors``, ``record.json`` and, where one could be drawn, ``figure.png``.
+def write(record: Attribution | Relevance, name: str, folder: Path, drawn: Any | None) -> list[Path]:
+    """``NAME.safetensors``, ``record.json`` and, where one could be drawn, ``figure.png``.
 
     All are written into a folder of their own first, then moved: a failure leaves what was there before.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as name:
-        fresh = Path(name)
-        attribution.save(fresh / "attribution.safetensors")
-        (fresh / "record.json").write_text(json.dumps(attribution.to_dict(), indent=2) + "\n")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        fresh = Path(partial)
+        record.save(fresh / f"{name}.safetensors")
+        (fresh / "record.json").write_text(json.dumps(record.to_dict(), indent=2) + "\n")
         if drawn is not None:
             figure.save(drawn, fresh / "figure.png")
         written = sorted(fresh.iterdir())

@@ -93,7 +93,7 @@ class Graph:
         name = source.start.name
         while name in self.streams:
             name += "#"
-        self.streams[name] = Stream(name, source.batch, source.tokens, 0, None if source.start.is_ids else _grid_of(source))
+        self.streams[name] = Stream(name, source.batch, source.tokens, 0, _grid_of(source))
         self._offset[number] = (name, 0)
 
     def _decide(self, call: int) -> None:
@@ -135,10 +135,10 @@ class Graph:
             prefix = sum(self._sources[n].tokens for n in learned)
             key = (source.start.name, source.tokens, _value_of(source))
             if key not in names:
-                taken = sum(known[0] == source.start.name for known in names)
+                taken = sum(name == source.start.name for name, *_ in names)
                 names[key] = source.start.name + (f"#{taken}" if taken else "")
-                grid = None if source.start.is_ids else _grid_of(source)
-                self.streams[names[key]] = Stream(names[key], source.batch, prefix + source.tokens, prefix, grid, source.start.input is not None)
+                known = source.start.input is not None
+                self.streams[names[key]] = Stream(names[key], source.batch, prefix + source.tokens, prefix, _grid_of(source), known)
             self._offset[number] = (names[key], self.streams[names[key]].prefix)
             start = 0
             for n in learned:

@@ -203,8 +203,8 @@ def followed(model: nn.Module, inputs: Any) -> Iterator[Followed]:
                         raise TraceError(REENTRANT)
                     why = "the model computes them without gradients (torch.no_grad, detach, quantised layers)"
                     raise TraceError(f"nothing leads to the {part} of {name_of(graph.calls[number])}: {why}, or from constants")
-            if graph.lost():
-                raise TraceError(f"tokens come from nowhere, and input {graph.lost()[0]!r} reaches no attention: the model computes it under no_grad")
+            if lost := graph.lost():
+                raise TraceError(f"tokens come from nowhere, and input {lost[0]!r} reaches no attention: the model computes it under no_grad")
             difference = None if fast is None else _difference(fast, recording.output, wanted)
             yield Followed(model, wanted, recording, graph, difference)
 

@@ -264,13 +264,8 @@ class Walk:
             first = tuple(usual and axis < len(shape) - 1 for axis in range(len(shape)))
             self.sources.append(Source(start, shape, first, owner, usual))
         source = self.sources[number]
-        features = (
-            len(shape) - 1
-            if source.in_rows
-            else 1
-            if isinstance(owner, tuple) and owner[0] != "learned" and kind(owner[0]) == "Convolution"
-            else None
-        )
+        convolved = isinstance(owner, tuple) and owner[0] != "learned" and kind(owner[0]) == "Convolution"
+        features = len(shape) - 1 if source.in_rows else 1 if convolved else None
         keep = tuple(keeps and axis != features for axis, keeps in enumerate(keep))  # a part of the features is no token
         wider = tuple(a or b for a, b in zip(source.keep, keep))
         if wider != source.keep and not source.numbered:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from zeroline.errors import NotFoundError
 from zeroline.testing.laws import CASE_LAWS, METHOD_LAWS, Case, Method
 from zeroline.testing.routes import ROUTE_LAWS, ROUTE_TOYS, Route
-from zeroline.testing.toys import TOYS
+from zeroline.testing.toys import TOYS, Toy
 
 __all__ = ["ConformanceError", "check_method", "check_route"]
 
@@ -30,17 +30,12 @@ def check_method(method: Method, *, tolerance: float | None = None, toys: Sequen
         tolerance: the relative attribution error that the method claims; None where it claims none.
         toys: names of toy models, default all (see ``zeroline.testing.toys.TOYS``).
     """
-    known = [toy.name for toy in TOYS]
-    for asked in toys or ():
-        if asked not in known:
-            raise NotFoundError.among("toy model", asked, known)
+    chosen = _chosen(TOYS, toys)
     held = []
     for method_law in METHOD_LAWS:
         _try(method_law.__name__, "its own model", lambda law=method_law: law(method))
         held.append(method_law.__name__)
-    for toy in TOYS:
-        if toys is not None and toy.name not in toys:
-            continue
+    for toy in chosen:
         for site in toy.sites:
             case = Case(method, toy, site, tolerance)
             for law in CASE_LAWS:
@@ -56,17 +51,21 @@ def check_route(route: Route, *, toys: Sequence[str] | None = None) -> list[str]
         route: ``route(model, inputs, *, target) -> Relevance``.
         toys: names of toy models, default all (see ``zeroline.testing.routes.ROUTE_TOYS``).
     """
-    known = [toy.name for toy in ROUTE_TOYS]
-    for asked in toys or ():
+    held = []
+    for toy in _chosen(ROUTE_TOYS, toys):
+        for law in ROUTE_LAWS:
+            _try(law.__name__, toy.name, lambda law=law, toy=toy: law(route, toy))
+            held.append(f"{law.__name__}: {toy.name}")
+    return held
+
+
+def _chosen(toys: Sequence[Toy], names: Sequence[str] | None) -> list[Toy]:
+    """The toys by name, all of them for None; an error for a name that is none."""
+    known = [toy.name for toy in toys]
+    for asked in names or ():
         if asked not in known:
             raise NotFoundError.among("toy model", asked, known)
-    held = []
-    for toy in ROUTE_TOYS:
-        if toys is None or toy.name in toys:
-            for law in ROUTE_LAWS:
-                _try(law.__name__, toy.name, lambda law=law, toy=toy: law(route, toy))
-                held.append(f"{law.__name__}: {toy.name}")
-    return held
+    return [toy for toy in toys if names is None or toy.name in names]
 
 
 def _try(law: str, where: str, check: object) -> None:

@@ -1,0 +1,50 @@
+"""How a record lies on disk: tensors and one JSON text in a safetensors file. Nothing here is unpickled.
+
+What the tensors and the text mean is the records' own (``attribution``, ``relevance``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeroline.errors import LoadError, UsageError
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write to a temporary name first, then rename. Raises UsageError where the folder does not exist."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot save to {str(path)!r}: there is no folder {str(path.parent)!r}")
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        save_file({name: _packed(tensor) for name, tensor in tensors.items()}, temporary, {"zeroline": json.dumps(record)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: str | Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The record and the tensors that ``write`` wrote; a LoadError that says ``what`` was expected where the file is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            record = json.loads((file.metadata() or {})["zeroline"])
+            return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise LoadError(f"no file {str(path)!r}") from None
+    except (SafetensorError, KeyError, ValueError, OSError) as problem:
+        raise LoadError(f"{str(path)!r} is not {what} that zeroline saved ({problem})") from None
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """A copy of its own, on the CPU, as safetensors wants it."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
