@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import zeroline as zl
-from zeroline.errors import InputError, NotFoundError, TargetError, TraceError, UsageError, ZerolineError
+from zeroline.errors import InputError, NotFoundError, SiteError, TargetError, TraceError, UsageError, ZerolineError
 from zeroline.maths.propagation import without_identity_normalised
 
 from attention_models import clip, llava, lxmert, swin, t5, vit  # isort: skip
@@ -388,6 +388,14 @@ def test_integrated_attention_against_the_integral_written_out(small_vit, baseli
     assert len(adaptive.parts) == 2
     assert bool((adaptive.relative_error <= 0.0101).all())
     assert adaptive.settings["kernel_difference"] < 1e-6
+
+
+def test_an_attention_site_of_no_module_names_the_nearest(small_vit):
+    model, inputs = small_vit
+    with pytest.raises(NotFoundError, match=r"no module 'vit\.layers\.7\.attention'; nearest: vit\.layers"):
+        zl.integrated_gradients(model, inputs, target=1, site="attention:vit.layers.7.attention", baseline=zl.baseline.zeros())
+    with pytest.raises(SiteError, match="never reached 'attention:classifier'"):
+        zl.integrated_gradients(model, inputs, target=1, site="attention:classifier", baseline=zl.baseline.zeros())
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def resolve(model: nn.Module, inputs: Inputs, site: Site) -> tuple[Place, ...]:
         name, call = _embedding_of(model, inputs, site.name)
         return (Place(module=name, call=call),)
     if site.kind == "attention":
-        return (Place(module=str(site.name), call=site.call, attention=True),)
+        return (Place(module=_one_match(model, site.name) if site.name else "", call=site.call, attention=True),)
     if site.module is not None:
         return (Place(module=_name_of(model, site.module), output=site.output, call=site.call),)
     if site.name in inputs.tensors and site.name not in dict(model.named_modules()):
