@@ -19,14 +19,21 @@ from types import ModuleType
 
 from zeroline import baseline, errors, site, target
 from zeroline.attribution import Attribution
+from zeroline.audit import BaselineAudit
+from zeroline.comparison import Comparison
+from zeroline.measure import ErrorBudget, audit_baseline, compare, deletion_insertion, error_budget, layers
 from zeroline.methods import (
     METHODS,
     ROUTES,
     attention_relevance,
     attention_transfer,
+    difference_map,
+    grad_cam,
     gradient_x_input,
     integrated_attention,
     integrated_gradients,
+    layer_cam,
+    odam,
     rollout,
     taylor,
 )
@@ -42,17 +49,29 @@ __all__ = [
     "METHODS",
     "ROUTES",
     "Attribution",
+    "BaselineAudit",
+    "Comparison",
+    "ErrorBudget",
     "Relevance",
     "attention_relevance",
     "attention_transfer",
+    "audit_baseline",
     "baseline",
     "capture",
+    "compare",
     "contrast",
+    "deletion_insertion",
+    "difference_map",
+    "error_budget",
     "errors",
+    "grad_cam",
     "gradient_x_input",
     "integrated_attention",
     "integrated_gradients",
+    "layer_cam",
+    "layers",
     "logit",
+    "odam",
     "replaced",
     "rollout",
     "site",

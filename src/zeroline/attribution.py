@@ -22,7 +22,7 @@ from torch import Tensor
 from zeroline import records
 from zeroline.errors import LoadError, SiteError, UsageError
 
-FORMAT = 1
+FORMAT = 2
 UNDEFINED = "the difference is within the rounding of the two outputs: the target does not tell x from this baseline"
 _UNITS = 8  # a difference below this many units in the last place of the outputs is rounding
 
@@ -34,7 +34,10 @@ class Attribution:
     Per sample, in float64, shape [batch]: ``output`` f(x); ``baseline_output`` f(do(z := z0));
     ``reference_output`` f(x0) where the baseline is an input; ``local_error`` sum of |segment defects|
     (bounds |error|, cannot cancel between segments); ``map_error`` |a_fine - a_coarse|_1 / |a_fine|_1 (NaN below three nodes);
-    ``raw_error`` the error before ``closure``; ``evaluations`` gradient evaluations (int64).
+    ``raw_error`` the error before ``closure``; ``evaluations`` gradient evaluations (int64); ``baseline_kl`` KL from uniform
+    of the class distribution at a neutral baseline; ``error_spread`` the standard deviation of the error over the draws of a
+    distribution of baselines, of which all other figures are means (evaluations: the sum).
+    ``budget`` splits the error by what brought it, name -> [batch], in the order in which the method did it; the parts add up to E.
     ``resolution`` is the relative rounding of f: the epsilon of the coarser of the dtypes of features and output.
     ``forward_passes`` counts the model's runs of the whole call, batches counted once, gradients excluded.
     What a method does not know is None.
@@ -55,6 +58,9 @@ class Attribution:
     local_error: Tensor | None = None
     map_error: Tensor | None = None
     raw_error: Tensor | None = None
+    baseline_kl: Tensor | None = None
+    error_spread: Tensor | None = None
+    budget: Mapping[str, Tensor] = field(default_factory=dict)
     closure: str | None = None
     stopped: tuple[str, ...] = ()
     execution: str = "full"
@@ -87,6 +93,11 @@ class Attribution:
     def error(self) -> Tensor:
         """The attribution error E = sum(a) - D, [batch]."""
         return self.total - self.difference
+
+    @property
+    def reference_gap(self) -> Tensor | None:
+        """f(x0) - f(do(z := z0)), [batch]: 0 at a cut, and what a delta against f(x0) adds to E elsewhere; None without an x0."""
+        return None if self.reference_output is None else self.reference_output - self.baseline_output
 
     @property
     def relative_error(self) -> Tensor | None:
@@ -132,8 +143,8 @@ class Attribution:
         index %= size
         pick = slice(index, index + 1)
         cut: dict[str, Any] = {name: figure[pick] for name in _PER_SAMPLE if (figure := getattr(self, name)) is not None}
-        parts = {name: part[pick] for name, part in self.parts.items()}
-        return replace(self, parts=parts, target=self.target[pick], stopped=self.stopped[pick], **cut)
+        parts, budget = ({name: part[pick] for name, part in of.items()} for of in (self.parts, self.budget))
+        return replace(self, parts=parts, budget=budget, target=self.target[pick], stopped=self.stopped[pick], **cut)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the values, as JSON types."""
@@ -150,6 +161,8 @@ class Attribution:
             "error": _numbers(self.error),
             "relative_error": _numbers(self.relative_error),
             "relative_error_reason": self.relative_error_reason,
+            "reference_gap": _numbers(self.reference_gap),
+            "budget": {name: _numbers(part) for name, part in self.budget.items()},
             "forward_passes": self.forward_passes,
             "is_cut": self.is_cut,
             "resolution": self.resolution,
@@ -166,11 +179,15 @@ class Attribution:
 
     def save(self, path: str | Path) -> None:
         """Write values and record to one safetensors file (to a temporary name first, then renamed)."""
+        records.write(path, *self.packed())
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON types, for a file of one record or of several."""
         tensors = {f"values/{name}": part for name, part in self.parts.items()}
+        tensors |= {f"budget/{name}": part for name, part in self.budget.items()}
         figures = {name: getattr(self, name) for name in _PER_SAMPLE}
         tensors |= {name: figure for name, figure in figures.items() if figure is not None}
-        record = {k: v for k, v in self.to_dict().items() if k not in _PER_SAMPLE}
-        records.write(path, tensors, record)
+        return tensors, {k: v for k, v in self.to_dict().items() if k not in _PER_SAMPLE}
 
     @classmethod
     def load(cls, path: str | Path) -> Attribution:
@@ -178,14 +195,19 @@ class Attribution:
         record, tensors = records.read(path, "an attribution")
         if "shapes" not in record:
             raise LoadError(f"{str(path)!r} holds {record.get('kind', 'something else')}, not an attribution; see zl.Relevance.load")
+        return cls.unpacked(tensors, record, str(path))
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Attribution:
+        """What ``packed`` gave, as a record again; ``where`` is named in errors."""
         if record.get("format") != FORMAT:
-            raise LoadError(f"{str(path)!r} has format {record.get('format')}; this version reads {FORMAT}")
-        parts = {name: tensors[f"values/{name}"] for name in record["shapes"]}
+            raise LoadError(f"{where!r} has format {record.get('format')}; this version reads {FORMAT}")
+        parts, budget = ({name: tensors[f"{kind}/{name}"] for name in record[kept]} for kind, kept in (("values", "shapes"), ("budget", "budget")))
         model_class, _, weights = record["model"].rpartition("@")
         known: dict[str, Any] = {name: tuple(record[name]) for name in ("target", "stopped", "substitutes")}
         plain = ("method", "site", "baseline", "forward_passes", "is_cut", "resolution", "closure", "execution", "settings", "seed", "versions")
         known |= {name: record[name] for name in plain} | {name: tensors.get(name) for name in _PER_SAMPLE}
-        return cls(parts=parts, model_class=model_class, weights=weights, **known)
+        return cls(parts=parts, budget=budget, model_class=model_class, weights=weights, **known)
 
     def rows(self, sample: int = 0) -> list[tuple[str, str]]:
         """The figures of one sample in words, for tables: (label, value) pairs."""
@@ -203,6 +225,12 @@ class Attribution:
         ]
         if self.reference_output is not None and self.is_cut is False:
             lines.insert(5, ("f(x0)", f"{float(self.reference_output[sample]):.6g} (differs from f(baseline): the site is not a cut)"))
+        if self.error_spread is not None:
+            lines.append(("spread of the error", f"{float(self.error_spread[sample]):.3g} over {self.settings.get('draws')} draws"))
+        if len(self.budget) > 1:
+            lines += [(f"  from {name}", f"{float(part[sample]):+.3g}") for name, part in self.budget.items()]
+        if self.baseline_kl is not None:
+            lines.append(("KL at the baseline", f"{float(self.baseline_kl[sample]):.3g} nats from uniform"))
         if self.raw_error is not None:
             lines.append((f"error before {self.closure}", f"{float(self.raw_error[sample]):+.3g}"))
         if self.local_error is not None:
@@ -226,7 +254,17 @@ class Attribution:
         return f"<table><caption>Attribution by {escape(self.method)}</caption>{lines}</table>"
 
 
-_PER_SAMPLE = ("output", "baseline_output", "reference_output", "local_error", "map_error", "raw_error", "evaluations")
+_PER_SAMPLE = (
+    "output",
+    "baseline_output",
+    "reference_output",
+    "local_error",
+    "map_error",
+    "raw_error",
+    "baseline_kl",
+    "error_spread",
+    "evaluations",
+)
 
 
 def rounding(resolution: float, *outputs: Tensor) -> Tensor:

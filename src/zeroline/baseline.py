@@ -1,14 +1,22 @@
 """Measured from what: a baseline names the features that count as "nothing".
 
 Holds the baseline records. Each says how to fill features of a given shape, and *where*: at the site itself
-(``z0`` directly) or at the model's input (``x0``, whose features at the site are ``z0``). Running the model
-on x0 is ``zeroline.model.ask``. No method has a default baseline: the choice is the user's, and its
-name is in every record.
+(``z0`` directly) or at the model's input (``x0``, whose features at the site are ``z0``). A *recipe* is a baseline that
+only the running model can fill in (the mean features of a set, other words in a text, an input on which the model has no
+opinion): following recipes and running the model on x0 is ``zeroline.model.reference``. No method has a default baseline:
+the choice is the user's, and its name is in every record.
+
+======================  ====================================================================
+at the site             ``zeros``, ``constant``, ``tensor``, ``mean_of`` a set of inputs
+at the input            ``black``, ``mean``, ``blur``, ``noise``, ``of`` another input, ``neutral``
+at the input, text      ``mask_token``, ``pad_token``, ``unknown_token``, ``token``; the zero embedding is ``zeros`` at ``embedding:NAME``
+several                 ``distribution``: values are averaged over its draws (expected gradients)
+======================  ====================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,16 +43,45 @@ class Normalisation:
         return ((pixels - mean) / std).expand_as(like).clone()
 
 
+_DRAWS = 8
+_EXAMPLES = "e.g. black, zeros, blur(8), constant(0.5), noise(0), mean, neutral(black)"
 Fill = Callable[[Tensor, Normalisation | None], Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class MeanOf:
+    """A recipe: the mean, over all samples of all ``members`` (model inputs), of the features at the site or of the inputs."""
+
+    members: tuple[Any, ...]
+
+
 @dataclass(frozen=True)
+class Replaced:
+    """A recipe: every token id of the text but those in ``keep`` is ``token``."""
+
+    token: int
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """A recipe: from ``start``, change an input (pixels within [low, high]) or features until KL(p, uniform) <= ``kl``."""
+
+    start: Baseline
+    kl: float
+    max_steps: int
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, eq=False)
 class Baseline:
     """A named way to make baseline features.
 
     ``fill(features, normalisation)`` gives a tensor of the same shape as ``features``; the normalisation is None at a
-    layer, or where the model does not say what it is. ``inputs`` is set for ``of(...)`` only: another complete set of
-    model inputs. ``seed`` is set where numbers are drawn.
+    layer, or where the model does not say what it is. ``inputs`` is set where x0 is known as another complete set of
+    model inputs, ``features`` where z0 is (one tensor per place of the site). ``seed`` is set where numbers are drawn,
+    ``recipe`` where the running model has to be asked, ``kl`` [batch] where it was asked to be neutral.
     """
 
     name: str
@@ -52,10 +89,19 @@ class Baseline:
     fill: Fill
     inputs: Any = None
     seed: int | None = None
+    recipe: MeanOf | Replaced | Neutral | None = None
+    features: tuple[Tensor, ...] = ()
+    kl: Tensor | None = None
 
     def __call__(self, features: Tensor, normalisation: Normalisation | None = None) -> Tensor:
         """Baseline features for ``features``, checked for shape, dtype and finite values."""
-        filled = self.fill(features, normalisation).to(features)
+        if self.recipe is not None:
+            raise BaselineError(f"baseline {self.name!r} is a recipe that needs the model; give it to a method or to zl.audit_baseline")
+        return self.checked(self.fill(features, normalisation), features)
+
+    def checked(self, filled: Tensor, features: Tensor) -> Tensor:
+        """``filled`` with the shape, dtype and device of ``features``; an error where it does not fit or is not finite."""
+        filled = filled.to(features)
         if filled.shape != features.shape:
             try:
                 filled = filled.expand_as(features).clone()
@@ -121,7 +167,7 @@ def blur(sigma: float = 8.0) -> Baseline:
     def fill(pixels: Tensor, _: Normalisation | None) -> Tensor:
         if pixels.ndim != 4:
             raise BaselineError(f"blur needs images [batch, channels, height, width], not {tuple(pixels.shape)}")
-        return _gaussian(_gaussian(pixels, sigma, -1), sigma, -2)
+        return blurred(pixels, sigma)
 
     return Baseline(f"blur({sigma:g})", "input", fill)
 
@@ -156,11 +202,98 @@ def of(other_inputs: Any, *, name: str = "features of another input") -> Baselin
     return Baseline(name, "input", lambda features, _: features, inputs=other_inputs)
 
 
-def by_name(text: str) -> Baseline:
-    """The baseline that a command line means: ``black``, ``zeros``, ``blur(4)``, ``constant(0.5)``, ``noise(7)``, ``mean``.
+def mean_of(inputs: Any, *, at: At = "site") -> Baseline:
+    """The mean over a set of inputs: of their features at the site (default), or of the inputs themselves.
 
-    >>> by_name("blur(4)").name
-    'blur(4)'
+    ``inputs`` is a list of model inputs (each a tensor, tuple or dict, of any batch size), or one batch of them. At the
+    site that is ``z0 = mean_i z(x_i)``; where the features are not linear in the input no input need have them.
+    """
+    members = _members(inputs, "mean_of")
+    return Baseline(_named("mean of a set", at), at, _asks_the_model, recipe=MeanOf(members))
+
+
+def token(token_id: int, *, keep: Iterable[int] = (), name: str | None = None) -> Baseline:
+    """A text in which every token but those in ``keep`` is ``token_id``; masks and positions stay those of x."""
+    recipe = Replaced(int(token_id), tuple(sorted(int(k) for k in keep)))
+    return Baseline(name or f"token {int(token_id)} for every word", "input", _asks_the_model, recipe=recipe)
+
+
+def mask_token(tokenizer: Any) -> Baseline:
+    """The text with every word replaced by the tokenizer's mask token; special tokens stay."""
+    return _special(tokenizer, "mask")
+
+
+def pad_token(tokenizer: Any) -> Baseline:
+    """The text with every word replaced by the padding token, still attended to: the attention mask is that of x."""
+    return _special(tokenizer, "pad")
+
+
+def unknown_token(tokenizer: Any) -> Baseline:
+    """The text with every word replaced by the tokenizer's unknown token; special tokens stay."""
+    return _special(tokenizer, "unk")
+
+
+def neutral(
+    start: Baseline, *, kl: float = 0.01, max_steps: int = 500, at: At = "input", low: float | None = None, high: float | None = None
+) -> Baseline:
+    """An input (or features) on which the model has no opinion: its class distribution p is uniform within ``kl``.
+
+    ``KL(p, uniform) = log K - H(p) <= kl`` in nats, reached from ``start`` by gradient steps on the pixels, which stay within
+    [0, 1] (``low`` and ``high`` say the input's range where the model does not say its normalisation), or on the features
+    at the site (``at="site"``). The record keeps the KL reached; NotNeutralError where it is not reached in ``max_steps``.
+    Our reading of the "clear and reasonable baseline" of Cui & Fan 2026 ("The Neglected Baseline").
+    """
+    if not isinstance(start, Baseline):
+        raise BaselineError(f"neutral(start) begins at a baseline such as zl.baseline.black(), not {type(start).__name__}")
+    if not kl > 0 or max_steps < 1:
+        raise BaselineError(f"neutral(kl={kl:g}, max_steps={max_steps}) was asked; kl must be above 0 and max_steps 1 or more")
+    if (low is None) != (high is None) or (low is not None and high is not None and not low < high):
+        raise BaselineError("neutral() takes low and high together, low below high, or neither")
+    recipe = Neutral(start, kl, max_steps, low, high)
+    return Baseline(_named(f"neutral from {start.name}", at, "input"), at, _asks_the_model, seed=start.seed, recipe=recipe)
+
+
+@dataclass(frozen=True, eq=False)
+class Distribution:
+    """Several baselines: a method gives the mean of its values over them, and how far the errors spread."""
+
+    name: str
+    draws: tuple[Baseline, ...]
+    seed: int | None = None
+
+
+def distribution(source: Any, *, draws: int | None = None, seed: int = 0) -> Distribution:
+    """A distribution of baselines, for averages over draws (expected gradients, Erion et al. 2021, equation 5).
+
+    Args:
+        source: baselines (a list: all of them, or ``draws`` picked without putting back); a function ``seed -> Baseline``
+            (``zl.baseline.noise``); or a set of inputs as in ``mean_of``, of which draws are picked without putting back.
+        draws: how many; default all given baselines, else 8 or as many as there are.
+        seed: what the choice depends on; the same draws for every sample of a batch.
+    """
+    if draws is not None and draws < 1:
+        raise BaselineError(f"distribution(draws={draws}) was asked; 1 or more")
+    if callable(source) and not isinstance(source, Baseline):
+        made = tuple(source(seed + i) for i in range(draws or _DRAWS))
+        if not all(isinstance(b, Baseline) for b in made):
+            raise BaselineError("distribution(function) calls function(seed), which must give a baseline such as zl.baseline.noise(seed)")
+        return Distribution(f"{len(made)} draws of {made[0].name}, ...", made, seed)
+    if isinstance(source, Baseline):
+        raise BaselineError("a distribution needs several baselines; give a list, a function of a seed, or a set of inputs")
+    if isinstance(source, (list, tuple)) and any(isinstance(member, Baseline) for member in source):
+        pool: Sequence[Any] = [as_baseline(member) for member in source]
+        chosen = _picked(pool, draws or len(pool), seed)
+        return Distribution(" | ".join(b.name for b in chosen), tuple(chosen), seed if len(chosen) < len(pool) else None)
+    pool = [row for member in _members(source, "distribution") for row in _rows(member)]
+    chosen = _picked(range(len(pool)), draws or min(_DRAWS, len(pool)), seed)
+    return Distribution(f"{len(chosen)} of {len(pool)} inputs", tuple(of(pool[i], name=f"input {i} of the set") for i in chosen), seed)
+
+
+def by_name(text: str) -> Baseline:
+    """The baseline that a command line means: ``black``, ``zeros``, ``blur(4)``, ``constant(0.5)``, ``noise(7)``, ``neutral(black)``.
+
+    >>> by_name("neutral(blur(4))").name
+    'neutral from blur(4)'
     """
     from zeroline.errors import NotFoundError
 
@@ -173,16 +306,18 @@ def by_name(text: str) -> Baseline:
         "noise": lambda seed=0: noise(int(seed)),
     }
     head, _, rest = text.strip().partition("(")
+    rest = rest.strip().removesuffix(")")
+    if head == "neutral":
+        return neutral(by_name(rest))
     if head not in makers:
-        raise NotFoundError.among("baseline", head, makers, "e.g. black, zeros, blur(8), constant(0.5), noise(0), mean")
+        raise NotFoundError.among("baseline", head, [*makers, "neutral"], _EXAMPLES)
     try:
-        arguments = [float(part) for part in rest.rstrip(")").split(",") if part.strip()]
-        return makers[head](*arguments)
+        return makers[head](*[float(part) for part in rest.split(",") if part.strip()])
     except (TypeError, ValueError):
-        raise BaselineError(f"cannot read the baseline {text!r}; e.g. black, zeros, blur(8), constant(0.5), noise(0), mean") from None
+        raise BaselineError(f"cannot read the baseline {text!r}; {_EXAMPLES}") from None
 
 
-BaselineLike = Baseline | Tensor
+BaselineLike = Baseline | Distribution | Tensor
 
 
 def as_baseline(baseline: BaselineLike) -> Baseline:
@@ -191,11 +326,71 @@ def as_baseline(baseline: BaselineLike) -> Baseline:
         return baseline
     if isinstance(baseline, Tensor):
         return tensor(baseline)
+    if isinstance(baseline, Distribution):
+        raise BaselineError(f"a distribution ({baseline.name}) is for methods of zl.METHODS, which average over its draws; here give one of .draws")
     raise BaselineError(f"a baseline is a zl.baseline record (zl.baseline.black(), ...) or a tensor, not {type(baseline).__name__}")
+
+
+def _asks_the_model(features: Tensor, _: Normalisation | None) -> Tensor:
+    raise BaselineError("this baseline is a recipe that needs the model")  # Baseline.__call__ says so before
+
+
+def _members(inputs: Any, who: str) -> tuple[Any, ...]:
+    """The members of a set: a list (or another iterable) of inputs, or one batch as the only member."""
+    if isinstance(inputs, (Tensor, Mapping, tuple)):
+        members: tuple[Any, ...] = (inputs,)
+    elif isinstance(inputs, Iterable):
+        members = tuple(inputs)
+    else:
+        raise BaselineError(f"{who} takes a list of inputs, or one batch of them, not {type(inputs).__name__}")
+    if not members or not any(_rows(member) for member in members):
+        raise BaselineError(f"{who} was asked of an empty set of inputs; give at least one")
+    return members
+
+
+def _rows(inputs: Any) -> list[Any]:
+    """A batch of inputs as inputs of one sample each."""
+    if isinstance(inputs, Tensor):
+        return [inputs[i : i + 1] for i in range(len(inputs))] if inputs.ndim else []
+    if isinstance(inputs, Mapping):
+        count = next((len(t) for t in inputs.values() if isinstance(t, Tensor) and t.ndim), 0)
+        return [{name: _row(value, i, count) for name, value in inputs.items()} for i in range(count)]
+    if isinstance(inputs, (tuple, list)):
+        count = next((len(t) for t in inputs if isinstance(t, Tensor) and t.ndim), 0)
+        return [tuple(_row(value, i, count) for value in inputs) for i in range(count)]
+    raise BaselineError(f"inputs are a tensor, a tuple or a dict of them, not {type(inputs).__name__}")
+
+
+def _row(value: Any, index: int, count: int) -> Any:
+    return value[index : index + 1] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
+
+
+def _picked(pool: Sequence[Any], draws: int, seed: int) -> list[Any]:
+    """``draws`` of the pool without putting back, in the pool's order."""
+    if draws > len(pool):
+        raise BaselineError(f"{draws} draws asked of {len(pool)}; give draws={len(pool)} or fewer, or a larger set")
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:draws]
+    return [pool[i] for i in sorted(order.tolist())]
+
+
+def _special(tokenizer: Any, which: str) -> Baseline:
+    """``[MASK]``, ``[PAD]`` or ``[UNK]`` for every word, by the tokenizer's own special tokens."""
+    special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("mask", "pad", "unk")}
+    number = special[which]
+    if number is None:
+        having = ", ".join(name for name, known in special.items() if known is not None) or "none of mask, pad, unk"
+        raise BaselineError(f"the tokenizer has no {which} token; it has {having}; zl.baseline.token(id, keep=...) takes any")
+    name = f"{getattr(tokenizer, f'{which}_token', which)} for every word"
+    return token(number, keep=tokenizer.all_special_ids, name=name)
 
 
 def _named(name: str, at: At, usual: At = "site") -> str:
     return name if at == usual else f"{name} at the {at}"
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """A Gaussian filter of ``sigma`` over the last two dimensions of [batch, channels, height, width], reflected at the border."""
+    return _gaussian(_gaussian(images, sigma, -1), sigma, -2)
 
 
 def _gaussian(images: Tensor, sigma: float, axis: int) -> Tensor:

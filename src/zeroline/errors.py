@@ -14,6 +14,7 @@
     └── RunError                something went wrong on the way (exit status 1)
         ├── NonFiniteError      NaN or infinity: which sample, which point of the path
         ├── GradientError       the target has no gradient with respect to the site
+        ├── NotNeutralError     no neutral baseline was found: the KL reached
         └── LoadError           a file or a model cannot be read
 
     ZerolineWarning
@@ -25,7 +26,7 @@ project and everything else may import it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -95,6 +96,14 @@ class NonFiniteError(RunError):
 
 class GradientError(RunError):
     """The target has no gradient with respect to the site."""
+
+
+class NotNeutralError(RunError):
+    """The model still has an opinion where a neutral baseline was looked for; ``kl`` is what was reached, per sample."""
+
+    def __init__(self, message: str, kl: Sequence[float] = ()) -> None:
+        super().__init__(message)
+        self.kl = tuple(kl)
 
 
 class LoadError(RunError):

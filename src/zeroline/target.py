@@ -14,7 +14,32 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from zeroline.detection import DetectionTarget, box, detection
 from zeroline.errors import NotFoundError, TargetError
+
+__all__ = [
+    "ClassTarget",
+    "DetectionTarget",
+    "OutputTarget",
+    "Target",
+    "TargetLike",
+    "TokenTarget",
+    "as_target",
+    "box",
+    "class_scores",
+    "contrast",
+    "detection",
+    "log_probability",
+    "logit",
+    "logits",
+    "mix",
+    "output",
+    "probability",
+    "sequence",
+    "token",
+    "top",
+    "top_token",
+]
 
 TOP = "top"
 Class = int | str

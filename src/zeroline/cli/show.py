@@ -23,9 +23,10 @@ from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline, Normalisation
 from zeroline.errors import BaselineError, InputError, SiteError, UsageError
 from zeroline.model import normalisation
-from zeroline.model.ask import reference_inputs
 from zeroline.model.families import patch_grid
+from zeroline.model.inputs import Inputs
 from zeroline.model.loading import Loaded
+from zeroline.model.reference import reference_inputs
 from zeroline.relevance import Relevance
 from zeroline.report import figure
 
@@ -126,7 +127,7 @@ def _baseline_picture(loaded: Loaded, inputs: Any, baseline: Baseline) -> figure
     if baseline.at != "input":
         return None
     try:
-        image = _image_tensor(reference_inputs(loaded.model, inputs, baseline))
+        image = _image_tensor(reference_inputs(loaded.model, Inputs.of(loaded.model, inputs), baseline).named)
     except (BaselineError, InputError):
         return None
     return None if image is None else _unnormalised(image, normalisation.of(loaded.model))

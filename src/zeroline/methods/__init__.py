@@ -11,17 +11,28 @@ from typing import Any
 from zeroline.attribution import Attribution
 from zeroline.methods.attention_relevance import attention_relevance
 from zeroline.methods.attention_transfer import attention_transfer
+from zeroline.methods.difference_map import difference_map
+from zeroline.methods.grad_cam import grad_cam
 from zeroline.methods.gradient_x_input import gradient_x_input
 from zeroline.methods.integrated_attention import integrated_attention
 from zeroline.methods.integrated_gradients import integrated_gradients
+from zeroline.methods.layer_cam import layer_cam
+from zeroline.methods.odam import odam
 from zeroline.methods.rollout import rollout
 from zeroline.methods.taylor import taylor
 
 METHODS: dict[str, Callable[..., Attribution]] = {
+    "difference_map": difference_map,
+    "grad_cam": grad_cam,
     "gradient_x_input": gradient_x_input,
     "integrated_gradients": integrated_gradients,
+    "layer_cam": layer_cam,
+    "odam": odam,
     "taylor": taylor,
 }
+
+# members of METHODS that read a site as positions of a map
+CAMS = ("difference_map", "grad_cam", "layer_cam", "odam")
 
 ROUTES: dict[str, Callable[..., Any]] = {
     "attention_relevance": attention_relevance,
@@ -31,13 +42,18 @@ ROUTES: dict[str, Callable[..., Any]] = {
 }
 
 __all__ = [
+    "CAMS",
     "METHODS",
     "ROUTES",
     "attention_relevance",
     "attention_transfer",
+    "difference_map",
+    "grad_cam",
     "gradient_x_input",
     "integrated_attention",
     "integrated_gradients",
+    "layer_cam",
+    "odam",
     "rollout",
     "taylor",
 ]

@@ -14,11 +14,13 @@ from torch import nn
 
 from zeroline.attribution import Attribution
 from zeroline.baseline import BaselineLike
+from zeroline.methods.draws import over_draws
 from zeroline.model.ask import ask
 from zeroline.site import SiteLike
 from zeroline.target import TargetLike
 
 
+@over_draws
 def gradient_x_input(model: nn.Module, inputs: Any, *, target: TargetLike, site: SiteLike = None, baseline: BaselineLike) -> Attribution:
     """Step from the baseline times gradient at the features.
 
@@ -27,7 +29,8 @@ def gradient_x_input(model: nn.Module, inputs: Any, *, target: TargetLike, site:
         inputs: a tensor, a tuple, or a dict passed as keyword arguments; batch first.
         target: class (int or label), ``zl.top()``, ``zl.contrast(a, b)``, ... or a callable of the output.
         site: where the features are (default: the model's floating-point input); z is [batch, ...].
-        baseline: ``zl.baseline...`` or a tensor at the site; z0 has the shape of z.
+        baseline: ``zl.baseline...`` or a tensor at the site; z0 has the shape of z. With ``zl.baseline.distribution`` the record
+            holds means over its draws, and the spread of their errors.
 
     Returns:
         Values with the shape of z, in units of the target. They add up to f(x) - f(do(z := z0)) where f is linear
@@ -42,4 +45,4 @@ def gradient_x_input(model: nn.Module, inputs: Any, *, target: TargetLike, site:
         assert question.gradient is not None
         parts = tuple(step * gradient for step, gradient in zip(question.steps, question.gradient))
         ones = torch.ones(question.batch, dtype=torch.int64, device=question.output.device)
-        return question.answer(parts, method="gradient_x_input", settings={}, evaluations=ones)
+        return question.answer(parts, method="gradient_x_input", settings={}, evaluations=ones, budget=question.budget("truncation", parts))

@@ -22,6 +22,7 @@ from zeroline.errors import NotConvergedWarning, UsageError
 from zeroline.maths.adaptive import Path, Tolerance
 from zeroline.maths.closure import discrete_gradient
 from zeroline.maths.quadrature import coarse_weights, defects, rule, trapezoid_weights
+from zeroline.methods.draws import over_draws
 from zeroline.model.ask import ask
 from zeroline.model.question import Features, Question
 from zeroline.site import SiteLike
@@ -30,6 +31,7 @@ from zeroline.target import TargetLike
 Progress = Callable[[int, int | None], None]
 
 
+@over_draws
 def integrated_gradients(
     model: nn.Module,
     inputs: Any,
@@ -79,8 +81,10 @@ def integrated_gradients(
             parts, figures = _adaptive(question, tolerance, local_tolerance, max_evaluations, progress)
         else:
             parts, figures = _fixed(question, nodes, weights, path == "trapezoid", progress)
-        figures |= _closed(question, parts, closure) if closure else {"parts": parts}
-        parts = figures.pop("parts")
+        figures |= {"budget": question.budget("quadrature", parts)}
+        if closure:
+            parts, closed = _closed(question, parts, closure)
+            figures |= closed
         settings |= {"internal_batch_size": question.rows_per_pass}
         return question.answer(parts, method="integrated_gradients", settings=settings, **figures)
 
@@ -157,11 +161,13 @@ def _weighted(
     return sums
 
 
-def _closed(question: Question, parts: Features, closure: str) -> dict[str, Any]:
-    total = torch.stack([p.to(question.output).flatten(1).sum(1) for p in parts]).sum(0)
-    error = total - (question.output - question.baseline_output)
+def _closed(question: Question, parts: Features, closure: str) -> tuple[Features, dict[str, Any]]:
+    """Values with the error shared out, and what the record says of it."""
+    before = question.budget("quadrature", parts)
+    error = before["quadrature"]
     closed = tuple(discrete_gradient(parts, question.steps, error))
-    return {"parts": closed, "closure": closure, "raw_error": error}
+    after = question.budget(closure, closed)[closure]
+    return closed, {"closure": closure, "raw_error": error, "budget": {**before, closure: after - error}}
 
 
 def _accumulator(features: Tensor) -> Tensor:
@@ -211,5 +217,5 @@ def _warn(question: Question, paths: Sequence[Path], stopped: Sequence[str], tol
             f" {path.error():+.3g}, local error {float(path.defects().abs().sum()):.3g}, difference {path.difference:.3g}"
             f" (asked: {tolerance:g} and {local:g} of the difference)",
             NotConvergedWarning,
-            stacklevel=4,
+            stacklevel=5,  # past over_draws, at the caller
         )

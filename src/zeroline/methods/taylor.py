@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from zeroline.attribution import Attribution
 from zeroline.baseline import BaselineLike
 from zeroline.errors import GradientError, UsageError
+from zeroline.methods.draws import over_draws
 from zeroline.methods.gradient_x_input import gradient_x_input
 from zeroline.model.ask import ask
 from zeroline.model.places import run
@@ -25,6 +26,7 @@ from zeroline.site import SiteLike
 from zeroline.target import TargetLike
 
 
+@over_draws
 def taylor(
     model: nn.Module,
     inputs: Any,
@@ -59,7 +61,7 @@ def taylor(
         parts = _second_order(question)
         counts = torch.full((question.batch,), 2, dtype=torch.int64, device=question.output.device)
         settings = {"order": 2, "attention_kernel": "math"}
-        return question.answer(parts, method="taylor", settings=settings, evaluations=counts)
+        return question.answer(parts, method="taylor", settings=settings, evaluations=counts, budget=question.budget("truncation", parts))
 
 
 def _second_order(question: Question) -> Features:

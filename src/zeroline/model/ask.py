@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from zeroline.attribution import rounding
 from zeroline.baseline import Baseline, BaselineLike, as_baseline
-from zeroline.errors import BaselineError, InputError, ModelStateError, SiteError, ZerolineError
-from zeroline.model import cut, normalisation
+from zeroline.errors import ModelStateError, SiteError, ZerolineError
+from zeroline.model import cut
 from zeroline.model.identity import Memory
 from zeroline.model.inputs import Inputs
 from zeroline.model.places import Place, resolve, run
-from zeroline.model.question import Question, check_gradients, checked, differentiate, double, fit
+from zeroline.model.question import Features, Question, check_gradients, checked, differentiate, double, fit
+from zeroline.model.reference import reference_inputs, settled
 from zeroline.model.state import untouched
 from zeroline.model.suffix import Axes, Prefix, Shapes, Unsound
 from zeroline.site import SiteLike, as_site
@@ -46,14 +47,16 @@ def ask(
     """Put one question; inside the block the model is frozen, after it everything is as before.
 
     ``gradient`` also gives df/dz at z, from the first pass. ``replay`` prepares suffix execution for many
-    evaluations along the path. Passes: one at x; one at x0 where the baseline is an input and the site is not;
+    evaluations along the path. Passes: those of the baseline's recipe, if it has one; one at x; one at x0 where the baseline
+    is an input and the site is not;
     one with the site replaced (spared where the site is known to be a cut); and, once per model and site, those
     of the cut test and of the test that samples do not mix.
     """
     with untouched(model):
         wanted = Inputs.of(model, inputs)
         places = resolve(model, wanted, as_site(site))
-        question = _at_x(model, wanted, places, as_target(target), as_baseline(baseline), gradient, replay)
+        known = settled(model, wanted, as_baseline(baseline), places)
+        question = _at_x(model, wanted, places, as_target(target), known, gradient, replay)
         if replay or (question.batch > 1 and not isinstance(question.target, OutputTarget)):
             _require_separate_samples(question)
         _measure_baseline(question)
@@ -132,12 +135,12 @@ def _refuse_random(model: nn.Module, inputs: Inputs, target: Target, value: Tens
 def _measure_baseline(question: Question) -> None:
     """z0, f(do(z := z0)), f(x0) and whether the site is a cut."""
     baseline, places = question.baseline, question.places
-    other = _reference_inputs(question) if baseline.at == "input" else None
+    other = reference_inputs(question.model, question.inputs, baseline, places) if baseline.at == "input" else None
     if all(place.input for place in places) and baseline.inputs is None:
         _replace_inputs_only(question, other)
         return
     if other is None:
-        question.baseline_features = tuple(baseline(z) for z in question.features)
+        question.baseline_features = _at_site(baseline, question.features)
     else:
         question.reference_output, found = question.forward(other, question.everyone(), None)
         question.baseline_features = tuple(fit(z0, z, place) for z0, z, place in zip(found, question.features, places))
@@ -158,50 +161,20 @@ def _measure_baseline(question: Question) -> None:
 
 def _replace_inputs_only(question: Question, other: Inputs | None) -> None:
     """The site is the input and the baseline fills it: then do(z := z0) *is* the model on x0, and the site a cut."""
-    named = {} if other is None else other.named
     places, features = question.places, question.features
-    question.baseline_features = tuple(named[str(p.input)] if p.input in named else question.baseline(z) for p, z in zip(places, features))
+    if other is None:
+        question.baseline_features = _at_site(question.baseline, features)
+    else:
+        question.baseline_features = tuple(other.named[str(p.input)] for p in places)
     question.baseline_output = question.reference_output = _do_baseline(question)
     question.is_cut = True
 
 
-def _reference_inputs(question: Question) -> Inputs:
-    """x0: the complete inputs that the baseline stands for."""
-    baseline, inputs = question.baseline, question.inputs
-    if baseline.inputs is not None:
-        other = Inputs.of(question.model, baseline.inputs)
-        for name, tensor in inputs.tensors.items():
-            found = other.tensors.get(name)
-            if found is None or found.shape != tensor.shape:
-                shape = "nothing" if found is None else str(tuple(found.shape))
-                raise BaselineError(f"baseline {baseline.name!r} gives {shape} for input {name!r}; x has {tuple(tensor.shape)}")
-        return other
-    names = [place.input for place in question.places if place.input] or [_main_input(question)]
-    norm = normalisation.of(question.model)
-    return inputs.with_values({name: baseline(inputs.tensors[name], norm) for name in names})
-
-
-def reference_inputs(model: nn.Module, inputs: Any, baseline: Baseline) -> Mapping[str, Any]:
-    """The inputs x0 that an input baseline stands for (to show it as a picture)."""
-    known = Inputs.of(model, inputs)
-    place = Place(input=known.only_floating(_named_main(model, known)))
-    question = Question(model, known, (place,), as_target(0), baseline, (), torch.empty(0), 0.0)
-    return _reference_inputs(question).named
-
-
-def _main_input(question: Question) -> str:
-    try:
-        return question.inputs.only_floating(_named_main(question.model, question.inputs))
-    except InputError:
-        if not question.inputs.floating():
-            message = "fills pixels or features, and the model's inputs are ids; use zl.baseline.of(other ids), or zeros() at the embedding"
-            raise BaselineError(f"baseline {question.baseline.name!r} {message}") from None
-        raise
-
-
-def _named_main(model: nn.Module, inputs: Inputs) -> str | None:
-    name = getattr(model, "main_input_name", None)
-    return name if name in inputs.floating() else None
+def _at_site(baseline: Baseline, features: Features) -> Features:
+    """z0 of a baseline at the site: known features, or filled in."""
+    if not baseline.features:
+        return tuple(baseline(z) for z in features)
+    return tuple(baseline.checked(z0, z) for z0, z in zip(baseline.features, features))
 
 
 def _do_baseline(question: Question) -> Tensor:

@@ -28,7 +28,9 @@ class Inputs:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Any) -> Inputs:
-        """A tensor, a tuple (positional arguments) or a mapping (keyword arguments) as ``Inputs``."""
+        """A tensor, a tuple (positional arguments) or a mapping (keyword arguments) as ``Inputs``; what is one already stays."""
+        if isinstance(inputs, Inputs):
+            return inputs
         if isinstance(inputs, Tensor):
             inputs = (inputs,)
         if isinstance(inputs, Mapping):

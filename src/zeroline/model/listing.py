@@ -37,7 +37,7 @@ def sites(
     """
     from zeroline.baseline import zeros
 
-    found = dict(_observed(model, inputs))
+    found = dict(observed(model, inputs))
     if match is not None:
         kept = set(matching(model, match))
         found = {site: what for site, what in found.items() if site.split("[")[0].split("#")[0] in kept}
@@ -52,7 +52,7 @@ def sites(
         yield Listed(site, kind, shape, cut)
 
 
-def _observed(model: nn.Module, inputs: Any) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
+def observed(model: nn.Module, inputs: Any) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
     """(spelling, (module class, shape)) of every tensor that could be a site in one forward pass."""
     seen: dict[str, tuple[str, tuple[int, ...]]] = {}
     counts: dict[str, int] = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-MOST_ROWS = {"cpu": 16, "cuda": 128}  # beyond this a pass gets longer in proportion, not faster
+MOST_ROWS = {"cpu": 8, "cuda": 128}  # beyond this a pass gets longer in proportion, not faster
 _SHARE = 0.25  # of the free memory; the rest is for temporaries and for others
 
 

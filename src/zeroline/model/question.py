@@ -76,18 +76,23 @@ class Question:
         """Indices of all samples, in order."""
         return torch.arange(self.batch)
 
-    @torch.no_grad()
     def forward(self, inputs: Inputs, samples: Tensor, features: Features | None) -> tuple[Tensor, Features]:
         """f and the features at the places for one plain pass; ``features`` replaces them where given."""
         seen: dict[int, Tensor] = {}
+        output = self.outputs(inputs, features, seen)
+        return self.read(output, samples), tuple(seen[i] for i in range(len(self.places)))
+
+    @torch.no_grad()
+    def outputs(self, inputs: Inputs, features: Features | None, seen: dict[int, Tensor] | None = None) -> Any:
+        """The model's own output for one plain pass, with ``features`` at the places where given; ``seen`` collects those found there."""
 
         def transform(i: int, tensor: Tensor) -> Tensor:
-            seen[i] = tensor.detach().clone()
+            if seen is not None:
+                seen[i] = tensor.detach().clone()
             return tensor if features is None else fit(features[i], tensor, self.places[i]).clone()
 
         self.forward_passes += 1
-        output = run(self.model, inputs, self.places, transform)
-        return self.read(output, samples), tuple(seen[i] for i in range(len(self.places)))
+        return run(self.model, inputs, self.places, transform)
 
     def read(self, output: Any, samples: Tensor, t: Tensor | None = None) -> Tensor:
         """f [rows] in float64, checked: one finite number per row."""
@@ -161,8 +166,13 @@ class Question:
             where = " + ".join(map(str, self.places))
             raise GradientError(f"the target changes with {where!r} but has no gradient there: something after the site detaches, rounds or indexes")
 
+    def budget(self, cause: str, parts: Features) -> dict[str, Tensor]:
+        """The attribution error of values ``parts``, all of it put down to one cause: {cause: sum(parts) - D}, [batch]."""
+        total = torch.stack([part.to(self.output).flatten(1).sum(1) for part in parts]).sum(0)
+        return {cause: total - (self.output - self.baseline_output)}
+
     def answer(self, parts: Features, *, method: str, settings: Mapping[str, Any], evaluations: Tensor, **figures: Any) -> Attribution:
-        """The record of this question with ``parts`` as values."""
+        """The record of this question with ``parts`` as values; ``budget`` among the figures splits the error by its causes."""
         names = [str(place) for place in self.places]
         return Attribution(
             parts={name: part.detach() for name, part in zip(names, parts)},
@@ -178,6 +188,7 @@ class Question:
             is_cut=self.is_cut,
             resolution=self.resolution,
             seed=self.baseline.seed,
+            baseline_kl=None if self.baseline.kl is None else self.baseline.kl.to(self.output),
             execution=self.execution,
             settings=dict(settings),
             versions=identity.versions(),

@@ -1,0 +1,77 @@
+"""How the features at a site lie: which tokens are positions, and on which grid.
+
+Holds ``positions_of``: as given, as the model's configuration says (``families``), as a timm model says, or as the tracer sees it
+in the running pass. Nothing is guessed from square numbers: where nobody knows, all tokens are positions, on no grid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zeroline.errors import SiteError, ZerolineError
+from zeroline.model.families import patch_grid, patches_of
+from zeroline.model.identity import Memory
+from zeroline.model.inputs import Inputs
+from zeroline.model.trace import trace
+from zeroline.relevance import Tokens
+
+_seen: Memory[Tokens] = Memory()
+_LINE = Tokens()
+
+
+def positions_of(model: nn.Module, inputs: Inputs, features: Tensor, grid: tuple[int, int] | None = None, prefix: int | None = None) -> Tokens:
+    """Class and register tokens before the positions, and the rows and columns of the rest (None: a line).
+
+    Raises SiteError where a grid or prefix is given that does not fit the features.
+    """
+    if features.ndim == 4:
+        height, width = int(features.shape[2]), int(features.shape[3])
+        if grid not in (None, (height, width)) or prefix:
+            raise SiteError(
+                f"a grid of {grid} with {prefix or 0} prefix tokens was given; the features are a grid of {height} x {width} by themselves"
+            )
+        return Tokens(0, (height, width))
+    if features.ndim != 3:
+        return _LINE
+    tokens = int(features.shape[1])
+    if grid is None and prefix is None:
+        return _known(model, inputs, tokens)
+    if grid is None:
+        assert prefix is not None
+        if not 0 <= prefix < tokens:
+            raise SiteError(f"a prefix of {prefix} tokens was given; the site has {tokens}")
+        known = _known(model, inputs, tokens)
+        return known if known.prefix == prefix else Tokens(prefix)
+    rest = tokens - grid[0] * grid[1]
+    if rest < 0 or prefix not in (None, rest):
+        raise SiteError(f"a grid of {grid[0]} x {grid[1]} with {max(prefix or 0, 0)} prefix tokens was given; the site has {tokens} tokens")
+    return Tokens(rest, grid)
+
+
+def _known(model: nn.Module, inputs: Inputs, tokens: int) -> Tokens:
+    """What the model's configuration, timm or the running pass says about so many tokens."""
+    images = [t for t in inputs.floating().values() if t.ndim == 4]
+    if not images:
+        return _LINE
+    size = (int(images[0].shape[-2]), int(images[0].shape[-1]))
+    known = patches_of(model, tokens, size)
+    if known is not None:
+        return Tokens(known.prefix, known.grid)
+    before, grid = getattr(model, "num_prefix_tokens", None), patch_grid(model, size)
+    if isinstance(before, int) and grid is not None and before + grid[0] * grid[1] == tokens:
+        return Tokens(before, grid)
+    key = (tokens, size)
+    if _seen.get(model, key) is None:
+        _seen.put(model, key, _traced(model, inputs, tokens))
+    return _seen.get(model, key) or _LINE
+
+
+def _traced(model: nn.Module, inputs: Inputs, tokens: int) -> Tokens:
+    """The stream of the running pass that has so many tokens on a grid."""
+    try:
+        streams = trace(model, inputs.rows(torch.zeros(1, dtype=torch.long))).streams
+    except (ZerolineError, RuntimeError, ValueError, LookupError, TypeError):
+        return _LINE
+    found = [s for s in streams if s.tokens == tokens and s.grid is not None]
+    return Tokens(found[0].prefix, found[0].grid) if len(found) == 1 else _LINE

@@ -1,0 +1,207 @@
+"""What a baseline stands for on a running model: the inputs x0, the features z0, and recipes followed.
+
+Holds ``reference_inputs`` (x0), ``settled`` (recipes turned into inputs or features: the mean of a set, other words, a
+neutral input) and ``settle``, the same for users of several sites, so that a recipe is followed once. Looking for a neutral
+input is ``model.neutral``; what is done with x0 and z0 is ``model.ask``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zeroline.baseline import Baseline, BaselineLike, Distribution, MeanOf, Neutral, Replaced, as_baseline
+from zeroline.errors import BaselineError, InputError
+from zeroline.model import normalisation
+from zeroline.model.inputs import Inputs
+from zeroline.model.neutral import Bounds, descend
+from zeroline.model.places import Place, resolve, run
+from zeroline.model.state import untouched
+from zeroline.site import SiteLike, as_site
+
+Places = tuple[Place, ...]
+Features = tuple[Tensor, ...]
+
+
+def reference_inputs(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places = ()) -> Inputs:
+    """x0: the complete inputs that an input baseline stands for. Other inputs of one sample serve a whole batch."""
+    if baseline.inputs is not None:
+        return _as_many(Inputs.of(model, baseline.inputs), inputs, baseline)
+    names = [place.input for place in places if place.input] or [main_input(model, inputs, baseline)]
+    norm = normalisation.of(model)
+    return inputs.with_values({name: baseline(inputs.tensors[name], norm) for name in names})
+
+
+def _as_many(other: Inputs, inputs: Inputs, baseline: Baseline) -> Inputs:
+    """Another input with as many rows as x; an error where it does not have the shapes of x."""
+    if other.batch == 1 and inputs.batch > 1:
+        other = other.rows(torch.zeros(inputs.batch, dtype=torch.long))
+    for name, tensor in inputs.tensors.items():
+        found = other.tensors.get(name)
+        if found is None or found.shape != tensor.shape:
+            shape = "nothing" if found is None else str(tuple(found.shape))
+            raise BaselineError(f"baseline {baseline.name!r} gives {shape} for input {name!r}; x has {tuple(tensor.shape)}")
+    return other
+
+
+def main_input(model: nn.Module, inputs: Inputs, baseline: Baseline) -> str:
+    """The floating-point input that an input baseline fills: the only one, or the model's main one."""
+    name = getattr(model, "main_input_name", None)
+    try:
+        return inputs.only_floating(name if name in inputs.floating() else None)
+    except InputError:
+        if not inputs.floating():
+            message = (
+                "fills pixels or features, and the model's inputs are ids;"
+                " use zl.baseline.of(other ids) or .mask_token(tokenizer), or zeros() at the embedding"
+            )
+            raise BaselineError(f"baseline {baseline.name!r} {message}") from None
+        raise
+
+
+def settle(model: nn.Module, inputs: Any, baseline: BaselineLike) -> Baseline | Distribution:
+    """A baseline whose recipe, if it is at the input, has been followed: for several questions about the same inputs."""
+    if isinstance(baseline, Distribution):
+        return replace(baseline, draws=tuple(settle_one(model, inputs, draw) for draw in baseline.draws))
+    return settle_one(model, inputs, as_baseline(baseline))
+
+
+def settle_sites(model: nn.Module, inputs: Any, baseline: BaselineLike, sites: Sequence[SiteLike]) -> list[Baseline | Distribution]:
+    """One baseline for each of several sites, its recipe followed once for all of them (the mean of a set: one pass over the set)."""
+    if not isinstance(baseline, Baseline) or not isinstance(baseline.recipe, MeanOf) or baseline.at == "input":
+        return [settle(model, inputs, baseline)] * len(sites)
+    with untouched(model):
+        known = Inputs.of(model, inputs)
+        places = [resolve(model, known, as_site(site)) for site in sites]
+        unique = tuple(dict.fromkeys(place for own in places for place in own))
+        means = dict(zip(unique, settled(model, known, baseline, unique).features))
+        return [replace(baseline, recipe=None, features=tuple(means[place] for place in own)) for own in places]
+
+
+def settle_one(model: nn.Module, inputs: Any, baseline: Baseline) -> Baseline:
+    """As ``settle``, for a single baseline."""
+    if baseline.recipe is None or baseline.at == "site":
+        return baseline
+    with untouched(model):
+        return settled(model, Inputs.of(model, inputs), baseline, ())
+
+
+def settled(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places) -> Baseline:
+    """The baseline with its recipe followed: ``inputs`` (x0) or ``features`` (z0 at ``places``) known. Runs the model."""
+    if baseline.recipe is None:
+        return baseline
+    follow: dict[type, Callable[..., Baseline]] = {MeanOf: _mean, Replaced: _other_words, Neutral: _neutral}
+    return replace(follow[type(baseline.recipe)](model, inputs, baseline, places), recipe=None)
+
+
+def _other_words(model: nn.Module, inputs: Inputs, baseline: Baseline, _: Places) -> Baseline:
+    recipe = baseline.recipe
+    assert isinstance(recipe, Replaced)
+    name = _word_input(model, inputs, baseline)
+    ids = inputs.tensors[name]
+    keep = torch.isin(ids, torch.tensor(recipe.keep, dtype=ids.dtype, device=ids.device))
+    changed = torch.where(keep, ids, torch.full_like(ids, recipe.token))
+    return replace(baseline, inputs=inputs.with_values({name: changed}))
+
+
+def _word_input(model: nn.Module, inputs: Inputs, baseline: Baseline) -> str:
+    """The input of token ids: the model's main one, or the only integers that are no mask and no positions."""
+    ids = inputs.ids()
+    if getattr(model, "main_input_name", None) in ids:
+        return str(model.main_input_name)
+    words = [name for name, t in ids.items() if t.ndim == 2 and t.numel() and "mask" not in name and "type" not in name and "position" not in name]
+    if len(words) == 1:
+        return words[0]
+    raise BaselineError(f"baseline {baseline.name!r} replaces token ids, and {len(words)} inputs could hold them ({', '.join(words) or 'none'})")
+
+
+def _mean(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places) -> Baseline:
+    recipe = baseline.recipe
+    assert isinstance(recipe, MeanOf)
+    if baseline.at == "input":
+        places = (Place(input=main_input(model, inputs, baseline)),)
+    totals: list[Tensor] = []
+    count = 0
+    for member in recipe.members:
+        given = Inputs.of(model, member)
+        found = _features(model, given, places, baseline)
+        count += given.batch
+        for i, (place, z) in enumerate(zip(places, found)):
+            total = z.to(torch.float64 if z.device.type != "mps" else z.dtype).sum(0, keepdim=True)
+            if len(totals) <= i:
+                totals.append(total)
+            elif totals[i].shape != total.shape:
+                shapes = f"{tuple(totals[i].shape[1:])} and {tuple(total.shape[1:])}"
+                raise BaselineError(f"the inputs of mean_of give features of different shapes at {str(place)!r}: {shapes}; a mean needs one shape")
+            else:
+                totals[i] = totals[i] + total
+    means = tuple(total / count for total in totals)
+    if baseline.at == "site":
+        return replace(baseline, features=means)
+    name = str(places[0].input)
+    return replace(baseline, inputs=inputs.with_values({name: baseline.checked(means[0], inputs.tensors[name])}))
+
+
+def _features(model: nn.Module, given: Inputs, places: Places, baseline: Baseline) -> Features:
+    """The features of other inputs at places; no forward pass where all of them are inputs."""
+    if all(place.input for place in places):
+        missing = [str(place.input) for place in places if place.input not in given.tensors]
+        if missing:
+            raise BaselineError(f"an input of baseline {baseline.name!r} has no {missing[0]!r}; it has {', '.join(given.tensors)}")
+        return tuple(given.tensors[str(place.input)] for place in places)
+    return features_at(model, given, places)
+
+
+@torch.no_grad()
+def features_at(model: nn.Module, inputs: Inputs, places: Places) -> Features:
+    """The features at places in one plain pass."""
+    seen: dict[int, Tensor] = {}
+
+    def keep(i: int, tensor: Tensor) -> Tensor:
+        seen[i] = tensor.detach().clone()
+        return tensor
+
+    run(model, inputs, places, keep)
+    return tuple(seen[i] for i in range(len(places)))
+
+
+def _neutral(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places) -> Baseline:
+    recipe = baseline.recipe
+    assert isinstance(recipe, Neutral)
+    if baseline.at == "input":
+        name = main_input(model, inputs, baseline)
+        begin = settled(model, inputs, recipe.start, (Place(input=name),))
+        first = _first_values(model, inputs, begin, name)
+        found, kl = descend(model, inputs, (Place(input=name),), (first,), _bounds(model, first, recipe), recipe)
+        return replace(baseline, inputs=inputs.with_values({name: found[0]}), kl=kl)
+    begin = settled(model, inputs, recipe.start, places)
+    z = features_at(model, inputs, places)
+    if begin.at == "input":
+        start = features_at(model, reference_inputs(model, inputs, begin, places), places)
+    else:
+        start = tuple(begin.checked(f, like) for f, like in zip(begin.features, z)) if begin.features else tuple(begin(f) for f in z)
+    found, kl = descend(model, inputs, places, start, None, recipe)
+    return replace(baseline, features=found, kl=kl)
+
+
+def _first_values(model: nn.Module, inputs: Inputs, begin: Baseline, name: str) -> Tensor:
+    like = inputs.tensors[name]
+    if begin.inputs is not None:
+        return begin.checked(_as_many(Inputs.of(model, begin.inputs), inputs, begin).tensors[name], like)
+    if begin.features:
+        return begin.checked(begin.features[0], like)
+    return begin(like, normalisation.of(model))
+
+
+def _bounds(model: nn.Module, like: Tensor, recipe: Neutral) -> Bounds:
+    """The range of the input: of pixels in [0, 1] as the model sees them, or as given."""
+    if recipe.low is not None and recipe.high is not None:
+        return torch.full_like(like, recipe.low), torch.full_like(like, recipe.high)
+    known = normalisation.of(model)
+    if known is None:
+        raise BaselineError("neutral() keeps pixels within [0, 1] and the model does not say its normalisation; give neutral(..., low=..., high=...)")
+    return known.of(0.0, like), known.of(1.0, like)
