@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from zeroline.cli import attend, demo, explain, sites, tables, trace
+from zeroline.cli import attend, baselines, compare, demo, explain, layers, sites, tables, trace
 from zeroline.errors import UsageError, ZerolineError
 
 app = typer.Typer(
@@ -22,6 +22,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(explain.explain)
+app.command()(baselines.baselines)
+app.command()(layers.layers)
+app.command()(compare.compare)
 app.command()(attend.attend)
 app.command()(demo.demo)
 app.command()(sites.sites)

@@ -12,14 +12,17 @@ from typing import Annotated, Any
 
 import typer
 
-from zeroline import baseline as baselines
 from zeroline.attribution import Attribution
+from zeroline.baseline import Baseline, Distribution
 from zeroline.cli import show
-from zeroline.cli.sources import load_model, open_image
+from zeroline.cli.sources import load_model, open_image, read_baseline
 from zeroline.errors import NotFoundError, UsageError
-from zeroline.methods import METHODS
+from zeroline.methods import CAMS, METHODS
 from zeroline.model.loading import Loaded
-from zeroline.target import Target, contrast, logit
+from zeroline.model.reference import settle
+from zeroline.target import Target, box, contrast, detection, logit
+
+BASELINES = "black, zeros, mean, blur(8), constant(0.5), noise(0), neutral(black), mean_of(FOLDER), distribution(FOLDER, 8)."
 
 
 def explain(
@@ -28,13 +31,20 @@ def explain(
     method: Annotated[str, typer.Option(help="See `zeroline methods`.")] = "integrated_gradients",
     target: Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")] = "top",
     site: Annotated[str | None, typer.Option(help="Where the features are; see `zeroline sites MODEL`. Default: the input.")] = None,
-    baseline: Annotated[str, typer.Option(help="black, zeros, mean, blur(8), constant(0.5), noise(0).")] = "black",
+    baseline: Annotated[str, typer.Option(help=BASELINES)] = "black",
     tolerance: Annotated[float | None, typer.Option(help="Attribution error to stop at, as a share of the difference.")] = None,
     max_evaluations: Annotated[int | None, typer.Option(help="Gradient evaluations at most.")] = None,
     path: Annotated[str | None, typer.Option(help="adaptive, gausslegendre, midpoint, trapezoid or riemann.")] = None,
     n_steps: Annotated[int | None, typer.Option(help="Nodes of a fixed path.")] = None,
     closure: Annotated[str | None, typer.Option(help="discrete_gradient closes the sum.")] = None,
     order: Annotated[int | None, typer.Option(help="Order of the Taylor expansion.")] = None,
+    pool: Annotated[bool | None, typer.Option("--pool/--no-pool", help="Grad-CAM: mean gradients.")] = None,
+    smooth: Annotated[float | None, typer.Option(help="ODAM: sigma of the gradient's blur, in positions.")] = None,
+    rectify: Annotated[bool | None, typer.Option("--rectify/--no-rectify", help="CAM family: no negative positions.")] = None,
+    rectify_gradient: Annotated[
+        bool | None, typer.Option("--rectify-gradient/--no-rectify-gradient", help="LayerCAM: no negative gradients.")
+    ] = None,
+    normalise: Annotated[bool | None, typer.Option("--normalise/--no-normalise", help="CAM family: divide by the largest.")] = None,
     grid: Annotated[str | None, typer.Option(help="Patch grid ROWSxCOLUMNS of a token site, if the model does not say.")] = None,
     prefix: Annotated[int | None, typer.Option(help="Tokens before the patches (class, registers).")] = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, attribution.safetensors, record.json.")] = Path("out"),
@@ -43,11 +53,14 @@ def explain(
 ) -> None:
     """Explain what a prediction is based on, measured from a stated baseline."""
     options = {"tolerance": tolerance, "max_evaluations": max_evaluations, "path": path, "n_steps": n_steps, "closure": closure, "order": order}
+    options |= {"pool": pool, "smooth": smooth, "rectify": rectify, "rectify_gradient": rectify_gradient, "normalise": normalise}
     asked = _options(method, options)
     shape = grid_of(grid)
+    if method in CAMS:
+        asked |= {"grid": shape, "prefix": prefix}
     picture = open_image(image)
-    chosen = baselines.by_name(baseline)
     loaded = load_model(model, trust_remote_code=trust_remote_code)
+    chosen = read_baseline(baseline, loaded, at_input=site is None or site.startswith("input"))
     inputs, wanted = loaded.preprocess(picture), read_target(target, loaded.labels)
     answer(loaded, inputs, method, wanted, site, chosen, asked, out, as_json=json_, grid=shape, prefix=prefix)
 
@@ -58,7 +71,7 @@ def answer(
     method: str,
     target: Target,
     site: str | None,
-    baseline: baselines.Baseline,
+    baseline: Baseline | Distribution,
     options: dict[str, Any],
     out: Path,
     *,
@@ -71,6 +84,7 @@ def answer(
         started = time.perf_counter()
         with show.progress("gradient evaluations") as report, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            baseline = settle(loaded.model, inputs, baseline)
             if "progress" in inspect.signature(METHODS[method]).parameters:
                 options = {**options, "progress": report}
             attribution = METHODS[method](loaded.model, inputs, target=target, site=site, baseline=baseline, **options)
@@ -89,13 +103,20 @@ def answer(
 
 
 def read_target(text: str, labels: Mapping[str, int]) -> Target:
-    """``top``, ``7``, ``seven``, or ``seven - one``."""
+    """``top``, ``7``, ``seven``, ``seven - one``; of a detector ``detection 3``, ``detection top cat``, ``box 3 left``."""
 
     def one(word: str) -> int | str:
         word = word.strip()
         by_lower = {name.lower(): index for name, index in labels.items()}
         return by_lower.get(word.lower(), int(word) if word.lstrip("-").isdigit() else word)
 
+    words = text.split()
+    if one(text) == text.strip() and words and words[0] in ("detection", "box") and len(words) in (2, 3):
+        index: int | str = int(words[1]) if words[1].isdigit() else words[1]
+        if words[0] == "detection":
+            return detection(index, one(words[2]) if len(words) == 3 else "top")
+        if len(words) == 3:
+            return box(index, words[2])
     if one(text) == text.strip() and " - " in text:
         first, _, second = text.partition(" - ")
         return contrast(one(first), one(second))

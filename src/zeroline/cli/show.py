@@ -6,10 +6,10 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,14 +20,14 @@ from rich.text import Text
 from torch import Tensor
 
 from zeroline.attribution import Attribution
-from zeroline.baseline import Baseline, Normalisation
+from zeroline.baseline import Baseline, Distribution, Normalisation
+from zeroline.comparison import HEAD, Comparison
 from zeroline.errors import BaselineError, InputError, SiteError, UsageError
 from zeroline.model import normalisation
 from zeroline.model.families import patch_grid
 from zeroline.model.inputs import Inputs
 from zeroline.model.loading import Loaded
 from zeroline.model.reference import reference_inputs
-from zeroline.relevance import Relevance
 from zeroline.report import figure
 
 _WIDE = 240  # in a pipe a table is for a program to read: do not fold it to 80 columns
@@ -48,7 +48,25 @@ def table(rows: Iterable[tuple[str, str]]) -> None:
     output.print(found)
 
 
-def write(record: Attribution | Relevance, name: str, folder: Path, drawn: Any | None) -> list[Path]:
+def comparison(found: Comparison, more: Mapping[str, Sequence[str]], heads: Sequence[str]) -> None:
+    """A table of attributions with columns of the caller's own, and a note for each that failed."""
+    output.print(f"target  {found.target[0]}", markup=False)
+    drawn = Table(*HEAD, *heads, box=None, pad_edge=False)
+    for row in found.rows():
+        drawn.add_row(*map(Text, row), *map(Text, more.get(row[0], ["-"] * len(heads))))
+    output.print(drawn)
+    for label, why in found.failures.items():
+        notes.print(f"note: {label} failed: {why}", markup=False)
+
+
+class Record(Protocol):
+    """What every result can do."""
+
+    def save(self, path: str | Path) -> None: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def write(record: Record, name: str, folder: Path, drawn: Any | None) -> list[Path]:
     """``NAME.safetensors``, ``record.json`` and, where one could be drawn, ``figure.png``.
 
     All are written into a folder of their own first, then moved: a failure leaves what was there before.
@@ -81,17 +99,21 @@ def results_folder(folder: Path) -> Iterator[Path]:
 
 
 def draw(
-    attribution: Attribution, loaded: Loaded, inputs: Any, baseline: Baseline, grid: tuple[int, int] | None = None, prefix: int | None = None
+    attribution: Attribution,
+    loaded: Loaded,
+    inputs: Any,
+    baseline: Baseline | Distribution,
+    grid: tuple[int, int] | None = None,
+    prefix: int | None = None,
 ) -> Any | None:
     """The figure of a record, or None (and a note why) where its values are no picture."""
-    photograph = _pixels(loaded, inputs)
+    photograph = pixels(loaded, inputs)
     if photograph is None:
         notes.print("no figure: the model's inputs hold no image")
         return None
-    if grid is None:
-        grid = patch_grid(loaded.model, photograph.shape[:2])
     try:
-        seen = figure.view(attribution, photograph, _baseline_picture(loaded, inputs, baseline), grid=grid, prefix=prefix)
+        grid = patch_grid(loaded.model, photograph.shape[:2]) if grid is None else grid
+        seen = figure.view(attribution, photograph, baseline_picture(loaded, inputs, baseline, attribution.site), grid=grid, prefix=prefix)
     except SiteError as reason:
         notes.print(f"no figure: {reason}")
         return None
@@ -110,7 +132,7 @@ def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _pixels(loaded: Loaded, inputs: Any) -> figure.Picture | None:
+def pixels(loaded: Loaded, inputs: Any) -> figure.Picture | None:
     """The model's own view of the photograph: what it was given, back in [0, 1]."""
     image = _image_tensor(inputs)
     return None if image is None else _unnormalised(image, normalisation.of(loaded.model))
@@ -122,12 +144,17 @@ def picture_of(model: Any, given: Any) -> figure.Picture | None:
     return None if image is None else _unnormalised(image, normalisation.of(model))
 
 
-def _baseline_picture(loaded: Loaded, inputs: Any, baseline: Baseline) -> figure.Picture | None:
-    """The baseline as a picture, where it is one (a baseline of features at a layer is not)."""
-    if baseline.at != "input":
+def baseline_picture(loaded: Loaded, inputs: Any, baseline: Baseline | Distribution, site: str = "input:") -> figure.Picture | None:
+    """The baseline as a picture, where it is one (features at a layer are not; of a distribution, the mean over its draws)."""
+    if isinstance(baseline, Distribution):
+        seen = [baseline_picture(loaded, inputs, draw, site) for draw in baseline.draws]
+        known = [one for one in seen if one is not None]
+        return np.mean(known, axis=0, dtype=np.float32) if len(known) == len(seen) else None
+    if baseline.at != "input" and not site.startswith("input:"):
         return None
     try:
-        image = _image_tensor(reference_inputs(loaded.model, Inputs.of(loaded.model, inputs), baseline).named)
+        known_inputs = Inputs.of(loaded.model, inputs)
+        image = _image_tensor(reference_inputs(loaded.model, known_inputs, baseline).named)
     except (BaselineError, InputError):
         return None
     return None if image is None else _unnormalised(image, normalisation.of(loaded.model))

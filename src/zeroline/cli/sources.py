@@ -7,9 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from zeroline import baseline as baselines
+from zeroline.baseline import Baseline, Distribution
 from zeroline.errors import LoadError, NotFoundError, UsageError
 from zeroline.model.loading import Loaded, Sourced, any_from_hub, from_hub, from_timm
 
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SCHEMES = {
     "zoo": "zoo:NAME, a model that ships with zeroline (no network)",
     "hf": "hf:ID or hf:FOLDER, an image classifier from the Hugging Face hub, its cache, or a folder",
@@ -95,6 +100,87 @@ def open_image(path: Path) -> Any:
             return image.convert("RGB")
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as problem:
         raise LoadError(f"cannot read {str(path)!r} as an image: {problem}") from None
+
+
+def read_baseline(text: str, loaded: Loaded, *, at_input: bool = True) -> Baseline | Distribution:
+    """A baseline as a command line spells it, sets of images in a folder included: ``mean_of(FOLDER)``, ``distribution(FOLDER, 8)``.
+
+    ``distribution(noise, 8)`` draws noise. The mean is that of the images themselves at the input, of their features at a layer.
+    """
+    head, _, rest = text.strip().partition("(")
+    if head not in ("mean_of", "distribution"):
+        return baselines.by_name(text)
+    source, _, count = rest.strip().removesuffix(")").partition(",")
+    if count.strip() and not count.strip().isdigit():
+        raise UsageError(f"cannot read {text!r}; write mean_of(FOLDER), distribution(FOLDER, 8) or distribution(noise, 8)")
+    draws = int(count) if count.strip() else None
+    if head == "distribution" and source.strip() == "noise":
+        return baselines.distribution(baselines.noise, draws=draws)
+    members = [loaded.preprocess(open_image(path)) for path in _images(Path(source.strip()))]
+    if head == "distribution":
+        return baselines.distribution(members, draws=draws)
+    return baselines.mean_of(members, at="input" if at_input else "site")
+
+
+def split(text: str) -> list[str]:
+    """``"black, distribution(photos, 8)"`` at the commas outside brackets."""
+    parts, depth, current = [], 0, ""
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            parts.append(current)
+            current = ""
+        else:
+            current += letter
+    return [part.strip() for part in (*parts, current) if part.strip()]
+
+
+def open_mask(loaded: Loaded, mask: Path | None, box: str | None, image: Any) -> Tensor | None:
+    """Where the object is, as the model sees it (bool [height, width]): a mask image (white), or a box in the image's pixels."""
+    from PIL import Image, ImageDraw
+
+    if mask is not None and box is not None:
+        raise UsageError("--mask and --box were both given; give one")
+    if mask is not None:
+        drawn = open_image(mask)
+        if drawn.size != image.size:
+            raise UsageError(f"the mask {str(mask)!r} is {drawn.width} x {drawn.height}; the image is {image.width} x {image.height}")
+    elif box is not None:
+        sides = [part.strip() for part in box.split(",")]
+        if len(sides) != 4 or not all(side.lstrip("-").isdigit() for side in sides):
+            raise UsageError(f"cannot read --box {box!r}; write LEFT,TOP,RIGHT,BOTTOM in pixels")
+        left, top, right, bottom = map(int, sides)
+        if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
+            raise UsageError(f"the box {box} is not within the image of {image.width} x {image.height}")
+        drawn = Image.new("RGB", image.size)
+        ImageDraw.Draw(drawn).rectangle((left, top, right - 1, bottom - 1), fill="white")
+    else:
+        return None
+    seen = loaded.preprocess(drawn)
+    pixels = next(t for t in (seen.values() if isinstance(seen, Mapping) else [seen]) if isinstance(t, Tensor) and t.ndim == 4)[0]
+    black, white = (_mean_of_channels(loaded, grey, image) for grey in ("black", "white"))
+    inside = pixels.mean(0) > (black + white) / 2
+    if not bool(inside.any()):
+        raise UsageError("the mask or box holds no pixel that the model sees")
+    return inside
+
+
+def _mean_of_channels(loaded: Loaded, grey: str, image: Any) -> Tensor:
+    """What an all-black (all-white) image is to the model, a mean over channels."""
+    from PIL import Image
+
+    seen = loaded.preprocess(Image.new("RGB", image.size, grey))
+    return next(t for t in (seen.values() if isinstance(seen, Mapping) else [seen]) if isinstance(t, Tensor) and t.ndim == 4)[0].mean(0)
+
+
+def _images(folder: Path) -> list[Path]:
+    """The image files of a folder, sorted by name."""
+    if not folder.is_dir():
+        raise NotFoundError(f"no folder {str(folder)!r}; a set of images is a folder of image files")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    if not found:
+        raise UsageError(f"the folder {str(folder)!r} holds no image ({', '.join(_SUFFIXES)}): an empty set has no mean and nothing to draw")
+    return found
 
 
 def _from_zoo(name: str) -> Loaded:

@@ -44,16 +44,15 @@ def view(
     prefix: int | None = None,
 ) -> View:
     """The parts of a figure, from a record and the picture that was explained."""
-    part = _picture_part(attribution)
+    part = picture_part(attribution)
     heat = as_map(part[sample : sample + 1].double().cpu(), grid, prefix)[0]
-    return View(photograph, baseline, heat.numpy(), limit(heat))
+    return View(photograph, baseline, heat.numpy(), limit_of(heat.numpy()))
 
 
-def limit(heat: Tensor) -> float:
+def limit_of(heat: NDArray[np.float64]) -> float:
     """The end of the colour scale: the 99.5th percentile of |map|, or 1 for an empty map."""
-    size = heat.abs().flatten()
-    end = float(torch.quantile(size, _CLIP)) or float(size.max())
-    return end or 1.0
+    size = np.abs(heat).flatten()
+    return float(np.quantile(size, _CLIP)) or float(size.max()) or 1.0
 
 
 def cells(heat: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
@@ -81,7 +80,7 @@ def overlay(view: View) -> Picture:
     summed, side = cells(view.heat)
     rows = summed.shape[0] * side * height // view.heat.shape[0]
     columns = summed.shape[1] * side * width // view.heat.shape[1]
-    strength = upsample(summed, max(rows, height), max(columns, width))[:height, :width] / limit(torch.from_numpy(summed))
+    strength = upsample(summed, max(rows, height), max(columns, width))[:height, :width] / limit_of(summed)
     colour = colormaps[COLOURS](np.clip(strength, -1, 1) / 2 + 0.5)[..., :3]
     opacity = np.clip(np.abs(strength), 0, 1)[..., None] ** 0.7 * 0.85
     grey = np.repeat(view.photograph.mean(-1, keepdims=True), 3, -1) * 0.6 + 0.35
@@ -131,7 +130,7 @@ def caption(one: Attribution) -> str:
 def _left_out(one: Attribution, view: View) -> str:
     """What the picture cannot show: the values on class and register tokens."""
     rest = float(one.total[0]) - float(view.heat.sum())
-    part = _picture_part(one)
+    part = picture_part(one)
     return f"; {rest:+.3g} of it lies on tokens that are no patches" if part.ndim == 3 and part.shape[1] != view.heat.size else ""
 
 
@@ -158,7 +157,7 @@ def _baseline_panel(axis: Any, view: View, one: Attribution) -> None:
     axis.text(0.5, 0.5, f"{one.baseline}\nat {one.site}\n(features: no picture)", ha="center", va="center", fontsize=9, transform=axis.transAxes)
 
 
-def _picture_part(attribution: Attribution) -> Tensor:
+def picture_part(attribution: Attribution) -> Tensor:
     """The part that can be laid on the picture: the only one, or the first with the shape of images or tokens."""
     parts = list(attribution.parts.values())
     shaped = [part for part in parts if part.ndim in (3, 4)]

@@ -1,0 +1,80 @@
+"""``zeroline baselines``: what the model believes on each candidate baseline, and which to use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from zeroline.audit import HEAD, BaselineAudit
+from zeroline.baseline import Baseline, Distribution
+from zeroline.cli import show
+from zeroline.cli.explain import read_target
+from zeroline.cli.sources import load_model, open_image, read_baseline, split
+from zeroline.errors import NotNeutralError, UsageError
+from zeroline.measure import audit_baseline
+from zeroline.model.reference import settle
+from zeroline.report import audit_figure
+
+CANDIDATES = "black, zeros, mean, blur(8), noise(0), neutral(black), neutral(blur(8))"
+
+
+def baselines(
+    image: Annotated[Path, typer.Argument(help="The image file.")],
+    model: Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")] = "zoo:digits-vit",
+    target: Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")] = "top",
+    baselines: Annotated[str, typer.Option(help="Candidates, with commas; see --baseline of `zeroline explain`.")] = CANDIDATES,
+    site: Annotated[str | None, typer.Option(help="Where the features are; default: the input.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for figure.png, audit.safetensors, record.json.")] = Path("out"),
+    json_: Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Let a hub model run its own code.")] = False,
+) -> None:
+    """Audit baselines: f, class distribution, distance and a verdict for each, and an advice. Exit status 1 if one cannot be had."""
+    names = split(baselines)
+    if not names:
+        raise UsageError(f"--baselines is empty; e.g. --baselines '{CANDIDATES}'")
+    picture = open_image(image)
+    loaded = load_model(model, trust_remote_code=trust_remote_code)
+    at_input = site is None or site.startswith("input")
+    asked = [read_baseline(name, loaded, at_input=at_input) for name in names]
+    inputs = loaded.preprocess(picture)
+    with show.results_folder(out):
+        with show.progress("baselines") as report:
+            known = [draw for one in asked for draw in (one.draws if isinstance(one, Distribution) else (one,))]
+            known = [_settled(loaded.model, inputs, one) for one in known]
+            audit = audit_baseline(loaded.model, inputs, read_target(target, loaded.labels), known, site=site, progress=report)
+        pictures = {one.name: show.baseline_picture(loaded, inputs, one, audit.site) for one in known if one.name in audit.baselines}
+        written = show.write(audit, "audit", out, audit_figure.figure(audit, show.pixels(loaded, inputs), pictures))
+    if json_:
+        print(json.dumps({**audit.to_dict(), "files": [str(p) for p in written]}, indent=2))
+    else:
+        _print(audit)
+        show.output.print(f"wrote {', '.join(str(p) for p in written)}", markup=False)
+    if audit.failures:
+        for why in audit.failures.values():
+            show.notes.print(f"error: {why}", markup=False)
+        raise typer.Exit(1)
+
+
+def _settled(model: object, inputs: object, baseline: Baseline) -> Baseline:
+    """The baseline with its recipe followed, so that the picture is of what was audited; one that fails is left for the audit to say."""
+    try:
+        found = settle(model, inputs, baseline)  # type: ignore[arg-type]
+    except NotNeutralError:
+        return baseline
+    assert isinstance(found, Baseline)
+    return found
+
+
+def _print(audit: BaselineAudit) -> None:
+    show.table([("target", audit.target[0]), ("site", audit.site), ("f(x)", f"{float(audit.output[0]):.6g}"), ("distance in", audit.unit)])
+    table = Table(*HEAD, box=None, pad_edge=False)
+    best, why = audit.advice()
+    for row in audit.rows():
+        table.add_row(*map(Text, row), style="bold" if row[0] == best else None)
+    show.output.print(table)
+    show.output.print(f"advice: {best or 'none of these'}: {why}", markup=False)

@@ -1,0 +1,75 @@
+"""``zeroline compare``: several methods side by side, each with its baseline, site, sum and error."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zeroline.cli import show
+from zeroline.cli.explain import BASELINES, grid_of, read_target
+from zeroline.cli.sources import load_model, open_image, read_baseline, split
+from zeroline.comparison import Comparison
+from zeroline.errors import InputError
+from zeroline.maths.cam import STAGES
+from zeroline.measure import compare as side_by_side
+from zeroline.measure.compare import DEFAULT
+from zeroline.report import comparison_figure
+
+
+def compare(
+    image: Annotated[Path, typer.Argument(help="The image file.")],
+    model: Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")] = "zoo:digits-vit",
+    target: Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")] = "top",
+    methods: Annotated[str, typer.Option(help="Methods, with commas; see `zeroline methods`.")] = ", ".join(DEFAULT),
+    baseline: Annotated[str, typer.Option(help=f"Of the methods that imply none: {BASELINES}")] = "black",
+    site: Annotated[str | None, typer.Option(help="Of the methods outside the CAM family; default: the input.")] = None,
+    grid_site: Annotated[str | None, typer.Option(help="Of the CAM family; default: the last block with gradients at its positions.")] = None,
+    grid: Annotated[str | None, typer.Option(help="Patch grid ROWSxCOLUMNS of token sites, if the model does not say.")] = None,
+    prefix: Annotated[int | None, typer.Option(help="Tokens before the patches (class, registers).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for figure.png, comparison.safetensors, record.json.")] = Path("out"),
+    json_: Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Let a hub model run its own code.")] = False,
+) -> None:
+    """Compare methods on one image and target; Grad-CAM, LayerCAM and ODAM are measured from zero features, as published."""
+    shape = grid_of(grid)
+    picture = open_image(image)
+    loaded = load_model(model, trust_remote_code=trust_remote_code)
+    inputs, wanted = loaded.preprocess(picture), read_target(target, loaded.labels)
+    chosen = read_baseline(baseline, loaded, at_input=site is None or site.startswith("input"))
+    with show.results_folder(out):
+        with show.progress("methods") as report, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = side_by_side(
+                loaded.model,
+                inputs,
+                target=wanted,
+                baseline=chosen,
+                methods=split(methods),
+                site=site,
+                grid_site=grid_site,
+                grid=shape,
+                prefix=prefix,
+                progress=report,
+            )
+        for warning in caught:
+            show.notes.print(f"warning: {warning.message}", markup=False)
+        seen = show.pixels(loaded, inputs)
+        if seen is None:
+            raise InputError("the model's inputs hold no image")
+        written = show.write(found, "comparison", out, comparison_figure.figure(found, seen))
+    if json_:
+        print(json.dumps({**found.to_dict(), "files": [str(p) for p in written]}, indent=2))
+        return
+    show.comparison(found, {label: _budget(found, label) for label in found.labels}, ["budget"])
+    show.output.print(f"wrote {', '.join(str(p) for p in written)}", markup=False)
+
+
+def _budget(found: Comparison, label: str) -> list[str]:
+    """``truncation -3.1, pooling +0.2``: the parts that are not zero, in the order in which they are made."""
+    parts = found[label].budget
+    order = [*(name for name in STAGES if name in parts), *(name for name in parts if name not in STAGES)]
+    return [", ".join(f"{name} {float(parts[name][0]):+.3g}" for name in order if float(parts[name][0])) or "none"]

@@ -1,0 +1,79 @@
+"""``zeroline layers``: one target from one baseline at many layers."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zeroline.cli import show
+from zeroline.cli.explain import BASELINES, grid_of, read_target
+from zeroline.cli.sources import load_model, open_image, open_mask, read_baseline, split
+from zeroline.errors import InputError
+from zeroline.measure import layers as at_layers
+from zeroline.model.blocks import first_site
+from zeroline.model.places import matching
+from zeroline.report import layers_figure
+
+
+def layers(
+    image: Annotated[Path, typer.Argument(help="The image file.")],
+    model: Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")] = "zoo:digits-vit",
+    target: Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")] = "top",
+    baseline: Annotated[str, typer.Option(help=BASELINES)] = "black",
+    sites: Annotated[str | None, typer.Option(help="Sites, with commas; a name may hold *. Default: the input, then every block.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Attribution error to stop at, as a share of the difference.")] = None,
+    max_evaluations: Annotated[int | None, typer.Option(help="Gradient evaluations at most, per site.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Where the object is: an image of the same size, white inside.")] = None,
+    box: Annotated[str | None, typer.Option(help="Where the object is: LEFT,TOP,RIGHT,BOTTOM in pixels.")] = None,
+    grid: Annotated[str | None, typer.Option(help="Patch grid ROWSxCOLUMNS of token sites, if the model does not say.")] = None,
+    prefix: Annotated[int | None, typer.Option(help="Tokens before the patches (class, registers).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for figure.png, layers.safetensors, record.json.")] = Path("out"),
+    json_: Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Let a hub model run its own code.")] = False,
+) -> None:
+    """Integrated gradients at every layer: a strip of maps from early to late, each with its difference, error and local error."""
+    shape = grid_of(grid)
+    picture = open_image(image)
+    loaded = load_model(model, trust_remote_code=trust_remote_code)
+    inputs, wanted = loaded.preprocess(picture), read_target(target, loaded.labels)
+    chosen = read_baseline(baseline, loaded, at_input=False)
+    where = open_mask(loaded, mask, box, picture)
+    given = {"tolerance": tolerance, "max_evaluations": max_evaluations}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    with show.results_folder(out):
+        with show.progress("sites") as report, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            asked = None if sites is None else _sites(sites, loaded.model, inputs)
+            found = at_layers(
+                loaded.model, inputs, target=wanted, baseline=chosen, sites=asked, grid=shape, prefix=prefix, progress=report, **options
+            )
+        for warning in caught:
+            show.notes.print(f"warning: {warning.message}", markup=False)
+        seen = show.pixels(loaded, inputs)
+        if seen is None:
+            raise InputError("the model's inputs hold no image")
+        figures = layers_figure.evidence(found, where)
+        written = show.write(found, "layers", out, layers_figure.figure(found, seen, where))
+    if json_:
+        shares = {label: [None if share != share else share for share in row] for label, row in figures.items()}
+        print(json.dumps({**found.to_dict(), "evidence": shares, "files": [str(p) for p in written]}, indent=2))
+        return
+    heads = ["in top 10 %", *(["inside", "by chance"] if where is not None else [])]
+    words = {label: ["-" if share != share else f"{share:.2f}" for share in row] for label, row in figures.items()}
+    show.comparison(found, words, heads)
+    show.output.print(f"wrote {', '.join(str(p) for p in written)}", markup=False)
+
+
+def _sites(text: str, model: Any, inputs: Any) -> list[str]:
+    """``"input, vit.layers.*"``: globs are taken apart, one site for each module that matches."""
+    found: list[str] = []
+    for part in split(text):
+        if part == "input":
+            found.append(first_site(model, inputs))
+        else:
+            found += matching(model, part) if "*" in part or "?" in part else [part]
+    return found
