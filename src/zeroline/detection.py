@@ -42,7 +42,7 @@ class DetectionTarget:
     names: tuple[str, ...] = ()
 
     def resolve(self, output: Any, labels: Mapping[str, int]) -> DetectionTarget:
-        scores, _ = _outputs(output)
+        scores = _outputs(output)[0].detach()
         objects = _objects(scores, labels)
         queries = torch.tensor([self._query(row, scores[i], labels) for i, row in enumerate(objects)], device=scores.device)
         picked = objects[torch.arange(len(objects), device=scores.device), queries]

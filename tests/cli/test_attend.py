@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_cli import IMAGE, run
 
+from cli.test_cli import IMAGE, run
 from zeroline import Relevance
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "few", "words", "red", "seven"]

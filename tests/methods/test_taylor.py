@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import zeroline as zl
+from zeroline.errors import GradientError
 from zeroline.testing.toys import Transformer
 
 
@@ -75,3 +76,26 @@ def test_a_missing_second_derivative_is_one_clear_error():
 
     with pytest.raises(zl.errors.GradientError, match="second derivative"):
         zl.taylor(Distances(), torch.rand(1, 2, 3), target=0, baseline=zl.baseline.zeros())
+
+
+def test_a_function_that_is_differentiable_once_is_refused_not_left_out():
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.tanh()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, g):
+            return g
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(Once.apply(x)).square()
+
+    with pytest.raises(GradientError, match="differentiable only once"):
+        zl.taylor(Model(), torch.ones(1, 3), target=0, baseline=zl.baseline.zeros())

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from test_trace import built  # the weights and inputs of the CPU tests
 
 import zeroline as zl
 from attention_models import FAMILIES
+from model.test_trace import built  # the weights and inputs of the CPU tests
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 SOME = [family for family in FAMILIES if family.name in ("ViT", "Llama", "T5", "LXMERT", "Swin", "LLaVA")]

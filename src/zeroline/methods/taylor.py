@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zeroline.attribution import Attribution
@@ -74,6 +74,7 @@ def _second_order(question: Question) -> Features:
         return tuple(torch.zeros_like(z) for z in points)
     gradients = torch.autograd.grad(value.sum(), points, create_graph=True, materialize_grads=True)
     slope = torch.stack([(g * d).sum() for g, d in zip(gradients, question.steps)]).sum()
+    _require_second_derivatives(slope)
     try:
         linear = not slope.requires_grad
         curved: Features = points if linear else torch.autograd.grad(slope, points, materialize_grads=True)
@@ -84,3 +85,16 @@ def _second_order(question: Question) -> Features:
         check_gradients(found, question.everyone(), where)
     bend = 0.0 if linear else 0.5
     return tuple((d * g - bend * d * h).detach() for d, g, h in zip(question.steps, gradients, curved))
+
+
+def _require_second_derivatives(slope: Tensor) -> None:
+    """Raise where a function that was marked as differentiable once stands in the graph: autograd would silently leave it out."""
+    waiting, seen = [slope.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().rpartition("::")[2] == "Error":
+            raise GradientError("taylor(order=2) needs a second derivative, and a function of the model is marked as differentiable only once")
+        waiting += [following for following, _ in node.next_functions]

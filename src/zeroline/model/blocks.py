@@ -21,13 +21,17 @@ _LISTS = (nn.ModuleList, nn.Sequential)
 
 
 def blocks_of(model: nn.Module, inputs: Any) -> list[str]:
-    """Sites at the model's blocks, in the order in which they finish: those that give one tensor with the batch first.
+    """Sites at the model's blocks, in the order in which they first finish: those that give a tensor with the batch first.
 
-    Where no list of composite modules is found, the model's own children. Empty where none gives such a tensor.
+    Of a block that gives several the first (its hidden states). Where no list of composite modules is found, the model's own
+    children. Empty where none gives such a tensor.
     """
-    seen = [site for site, _ in observed(model, inputs) if not site.startswith("input:")]
+    seen: dict[str, str] = {}
+    for site, _ in observed(model, inputs):
+        if "#" not in site and not site.startswith("input:"):
+            seen.setdefault(site.split("[")[0], site)
     for names in (_entries(model), {name for name, _ in model.named_children()}):
-        found = [site for site in seen if site in names]
+        found = [site for name, site in seen.items() if name in names]
         if found:
             return found
     return []

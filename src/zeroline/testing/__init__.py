@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zeroline.errors import NotFoundError
-from zeroline.testing.laws import CASE_LAWS, METHOD_LAWS, Case, Method
+from zeroline.testing.laws import CASE_LAWS, METHOD_LAWS, Case, Method, a_linear_model_gets_its_closed_form
 from zeroline.testing.routes import ROUTE_LAWS, ROUTE_TOYS, Route
 from zeroline.testing.toys import TOYS, Toy
 
@@ -22,17 +22,20 @@ class ConformanceError(AssertionError):
     """A method breaks a law; the message names the law, the toy model and the site."""
 
 
-def check_method(method: Method, *, tolerance: float | None = None, toys: Sequence[str] | None = None) -> list[str]:
+def check_method(method: Method, *, tolerance: float | None = None, toys: Sequence[str] | None = None, linear: bool = True) -> list[str]:
     """Run every law on every toy model and site; return what held, raise ConformanceError at the first breach.
 
     Args:
         method: ``method(model, inputs, *, target, site, baseline) -> Attribution``.
         tolerance: the relative attribution error that the method claims; None where it claims none.
         toys: names of toy models, default all (see ``zeroline.testing.toys.TOYS``).
+        linear: does the method claim the closed form ``w * (z - z0)`` on a linear model? Not those that rectify or pool.
     """
     chosen = _chosen(TOYS, toys)
     held = []
     for method_law in METHOD_LAWS:
+        if method_law is a_linear_model_gets_its_closed_form and not linear:
+            continue
         _try(method_law.__name__, "its own model", lambda law=method_law: law(method))
         held.append(method_law.__name__)
     for toy in chosen:

@@ -64,6 +64,12 @@ def the_record_adds_up(case: Case) -> None:
     total = found.values.double().flatten(1).sum(1)
     assert torch.allclose(found.total, total)
     assert torch.allclose(found.error, total - (found.output - found.baseline_output))
+    if found.budget:
+        parts = torch.stack(list(found.budget.values())).sum(0)
+        scale = float(torch.stack(list(found.budget.values())).abs().max()) + float(found.output.abs().max())
+        assert float((parts - found.error).abs().max()) <= 1e-9 * scale, (
+            f"the budget adds up to {parts.tolist()}, the error is {found.error.tolist()}"
+        )
     bare = _logits(model, inputs).double()
     bare = bare[torch.arange(2), torch.tensor([0, 2])]
     kernels = 32 * torch.finfo(case.toy.dtype).eps * float(bare.abs().max())  # kernels with and without gradients round differently

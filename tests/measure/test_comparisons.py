@@ -1,0 +1,188 @@
+"""Layers and methods side by side: each member is what the method gives by itself."""
+
+import pytest
+import torch
+from torch import nn
+
+import zeroline as zl
+from methods.cam_reference import Tokens, made
+from zeroline.errors import LoadError, NotFoundError, SiteError, TargetError, UsageError
+from zeroline.model.blocks import blocks_of, cam_site, default_sites
+from zeroline.testing.toys import Structured, Transformer, Words
+
+
+@pytest.fixture(scope="module")
+def at_layers(digits_vit, samples):
+    return zl.layers(digits_vit, samples[3].inputs, target=zl.top(), baseline=zl.baseline.black())
+
+
+def test_the_default_sites_are_the_input_and_every_block(at_layers):
+    assert at_layers.labels == ("input:pixel_values", *(f"vit.layers.{i}" for i in range(4)))
+    assert at_layers.lies["vit.layers.2"].grid == (8, 8)
+    assert at_layers.lies["vit.layers.2"].prefix == 1
+    assert at_layers.lies["input:pixel_values"].grid == (64, 64)
+
+
+def test_every_layer_is_what_the_method_gives_there(at_layers, digits_vit, samples):
+    for site, one in at_layers.members.items():
+        alone = zl.integrated_gradients(digits_vit, samples[3].inputs, target=zl.top(), site=site, baseline=zl.baseline.black())
+        assert torch.equal(one.values, alone.values), site
+        assert one.difference == pytest.approx(alone.difference)
+    assert all(one.execution.startswith("suffix") for site, one in at_layers.members.items() if site != "input:pixel_values")
+
+
+def test_a_recipe_is_the_same_baseline_at_every_layer(digits_vit, samples):
+    found = zl.layers(digits_vit, samples[3].inputs, target="nine", baseline=zl.baseline.neutral(zl.baseline.black()), method="gradient_x_input")
+    outputs = torch.cat([one.baseline_output for one in found.members.values()])
+    assert torch.allclose(outputs, outputs[:1].expand_as(outputs), atol=1e-4)  # all sites are cuts
+    mean = zl.baseline.mean_of([s.inputs for s in samples[:4]])
+    found = zl.layers(digits_vit, samples[3].inputs, target="nine", baseline=mean, method="gradient_x_input")
+    for site in found.labels:
+        alone = zl.gradient_x_input(digits_vit, samples[3].inputs, target="nine", site=site, baseline=mean)
+        assert torch.allclose(found[site].values, alone.values, atol=1e-6), site
+
+
+def test_a_layer_where_the_method_fails_says_why_and_the_others_stay(digits_vit, samples):
+    def target(output):
+        return output.logits[:, 9]
+
+    found = zl.layers(digits_vit, samples[3].inputs, target=target, baseline=zl.baseline.zeros(), sites=["classifier", "input"], method="taylor")
+    assert found.labels == ("classifier", "input:pixel_values")
+
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.second(self.first(x).detach().tanh() + 0 * x)
+
+    found = zl.layers(Cut(), torch.ones(1, 3), target=0, baseline=zl.baseline.zeros(), sites=["first", "second"])
+    assert found.labels == ("second",)
+    assert "no gradient there" in found.failures["first"]
+    assert "no gradient there" in repr(found)
+    with pytest.raises(NotFoundError, match="it failed: the target changes with 'first'"):
+        found["first"]
+    with pytest.raises(zl.errors.GradientError):
+        zl.layers(Cut(), torch.ones(1, 3), target=0, baseline=zl.baseline.zeros(), sites=["first"])
+
+
+def test_blocks_are_found_without_knowing_the_model():
+    torch.manual_seed(0)
+    assert default_sites(Transformer().eval(), torch.randn(1, 5, 8)) == ["input:tokens", "blocks.0", "blocks.1"]
+    assert default_sites(Words(), {"ids": torch.tensor([[1, 2]])}) == ["embedding:ids", "embed", "body"]
+    assert blocks_of(Structured().eval(), {"features": torch.randn(1, 5, 4), "mask": torch.ones(1, 5)}) == ["recurrent[0]", "twice", "head"]
+
+
+FOUND = {
+    "ViT": ["vit.layers.0", "vit.layers.1"],
+    "Swin": ["swin.encoder.layers.0", "swin.encoder.layers.1"],
+    "BERT": ["bert.encoder.layer.0", "bert.encoder.layer.1"],
+    "Llama": ["model.layers.0", "model.layers.1"],
+    "T5": ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"],
+    "CLIP": ["vision_model.encoder.layers.0", "vision_model.encoder.layers.1", "text_model.encoder.layers.0", "text_model.encoder.layers.1"],
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_blocks_of_families(name):
+    from attention_models import FAMILIES
+
+    family = next(f for f in FAMILIES if f.name.startswith(name))
+    model, inputs = family.build("sdpa")
+    found = blocks_of(model.eval(), inputs)
+    assert [site.removesuffix("[0]") for site in found] == FOUND[name]
+
+
+def test_a_cam_is_asked_at_the_last_block_with_more_than_one_gradient(digits_vit, samples):
+    """At the last block only the class token is read."""
+    assert cam_site(digits_vit, samples[0].inputs, zl.top()) == "vit.layers.2"
+    model, x = made()
+    assert cam_site(model, x, 0) == "features"
+    with pytest.raises(SiteError, match="no block of this model has positions"):
+        cam_site(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.ones(1, 3), 0)
+
+
+def test_every_method_is_asked_where_and_from_where_it_stands(digits_vit, samples):
+    x = samples[3].inputs
+    found = zl.compare(digits_vit, x, target="nine", baseline=zl.baseline.blur(8))
+    assert set(found.labels) == {"gradient_x_input", "taylor", "integrated_gradients", "grad_cam", "layer_cam", "odam", "difference_map"}
+    assert {found[m].baseline for m in ("grad_cam", "layer_cam", "odam")} == {"zeros"}
+    assert {found[m].baseline for m in ("gradient_x_input", "taylor", "integrated_gradients", "difference_map")} == {"blur(8)"}
+    assert {found[m].site for m in ("grad_cam", "difference_map")} == {"vit.layers.2"}
+    alone = zl.layer_cam(digits_vit, x, target="nine", site="vit.layers.2", baseline=zl.baseline.zeros())
+    assert torch.equal(found["layer_cam"].values, alone.values)
+
+
+def test_methods_can_be_asked_with_labels_sites_baselines_and_options_of_their_own(digits_vit, samples):
+    asked = {
+        "plain": {"method": "grad_cam", "rectify": False, "site": "vit.layers.1"},
+        "grad_cam": {"baseline": zl.baseline.black()},
+        "rough": {"method": "integrated_gradients", "path": "riemann", "n_steps": 4},
+    }
+    found = zl.compare(digits_vit, samples[3].inputs, target="nine", baseline=zl.baseline.zeros(), methods=asked)
+    assert found["plain"].site == "vit.layers.1"
+    assert found["plain"].settings["rectify"] is False
+    assert found["grad_cam"].baseline == "black"
+    assert int(found["rough"].evaluations) == 4
+    assert asked["plain"] == {"method": "grad_cam", "rectify": False, "site": "vit.layers.1"}  # the caller's own dict is left alone
+
+
+def test_a_method_that_cannot_answer_says_why():
+    class NoSecond(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.tanh()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, g):
+            return g
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(NoSecond.apply(x)).square()
+
+    found = zl.compare(Model(), torch.ones(1, 3), target=0, baseline=zl.baseline.zeros(), methods=["gradient_x_input", "taylor"])
+    assert found.labels == ("gradient_x_input",)
+    assert "second derivative" in found.failures["taylor"]
+
+
+def test_a_comparison_survives_saving(at_layers, tmp_path):
+    at_layers.save(tmp_path / "c.safetensors")
+    again = zl.Comparison.load(tmp_path / "c.safetensors")
+    assert again.to_dict() == at_layers.to_dict()
+    assert repr(again) == repr(at_layers)
+    assert all(torch.equal(again[label].values, at_layers[label].values) for label in at_layers.labels)
+    with pytest.raises(LoadError, match="holds comparison, not an attribution"):
+        zl.Attribution.load(tmp_path / "c.safetensors")
+    at_layers["vit.layers.0"].save(tmp_path / "a.safetensors")
+    with pytest.raises(LoadError, match="not a comparison"):
+        zl.Comparison.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("ask", "error", "message"),
+    [
+        (lambda m, x: zl.layers(m, x, target=0, baseline=zl.baseline.zeros(), method="odm"), NotFoundError, "no method 'odm'; nearest: odam"),
+        (lambda m, x: zl.layers(m, x, target=0, baseline=zl.baseline.zeros(), sites=[]), SiteError, "asked of no sites"),
+        (lambda m, x: zl.layers(m, x, target=7, baseline=zl.baseline.zeros()), TargetError, "class 7 asked"),
+        (lambda m, x: zl.compare(m, x, target=0, baseline=zl.baseline.zeros(), methods=[]), UsageError, "no methods"),
+        (lambda m, x: zl.compare(m, x, target=0, baseline=zl.baseline.zeros(), methods=["gradcam"]), NotFoundError, "nearest: grad_cam"),
+        (lambda m, x: zl.compare(m, x, target=0, baseline=zl.baseline.zeros(), grid_site="head.3"), SiteError, "have no positions"),
+    ],
+)
+def test_bad_input_is_one_clear_error(ask, error, message):
+    model, x = made()
+    with pytest.raises(error, match=message):
+        ask(model, x)
+
+
+def test_tokens_of_a_plain_model_lie_as_the_running_pass_shows():
+    model, x = made(Tokens, (1, 3, 4, 6))
+    found = zl.layers(model, x, target=0, baseline=zl.baseline.zeros(at="input"), sites=["block"], method="gradient_x_input")
+    assert (found.lies["block"].prefix, found.lies["block"].grid) == (1, (2, 3))

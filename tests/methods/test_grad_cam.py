@@ -1,0 +1,83 @@
+"""Grad-CAM is its paper's formula, with the baseline said and the error accounted for."""
+
+import pytest
+import torch
+
+import zeroline as zl
+from methods.cam_reference import Net, Tokens, features_and_gradients, made, map_of, replaced
+from zeroline.errors import SiteError
+
+
+@pytest.mark.parametrize("baseline", [0.0, 0.3])
+@pytest.mark.parametrize("rectify", [True, False])
+def test_the_map_is_the_papers_formula(baseline, rectify):
+    model, x = made()
+    a, g, f = features_and_gradients(model, x, "features", 1)
+    a0 = torch.full_like(a, baseline)
+    found = zl.grad_cam(model, x, target=1, site="features", baseline=zl.baseline.constant(baseline), rectify=rectify)
+    assert torch.allclose(found.per_pixel(), map_of(a, g, a0, weights="mean", rectify=rectify), atol=1e-12)
+    assert torch.allclose(found.difference, f - replaced(model, x, "features", a0, 1), atol=1e-12)
+
+
+def test_its_budget_is_the_difference_that_each_change_makes():
+    model, x = made()
+    a, g, f = features_and_gradients(model, x, "features", 2)
+    zero = torch.zeros_like(a)
+    found = zl.error_budget("grad_cam", model, x, target=2, site="features", baseline=zl.baseline.zeros(), normalise=True)
+    sums = {
+        "truncation": map_of(a, g, zero, rectify=False).sum((1, 2)),
+        "pooling": map_of(a, g, zero, weights="mean", rectify=False).sum((1, 2)),
+        "rectification": map_of(a, g, zero, weights="mean").sum((1, 2)),
+    }
+    final = map_of(a, g, zero, weights="mean")
+    sums["normalisation"] = (final / final.amax((1, 2), keepdim=True)).sum((1, 2))
+    before = f - replaced(model, x, "features", zero, 2)
+    for name, total in sums.items():
+        assert torch.allclose(found.parts[name], total - before, atol=1e-10), name
+        before = total
+    assert not found.parts["smoothing"].any()
+    assert list(found.parts) == ["truncation", "pooling", "smoothing", "rectification", "normalisation"]
+    assert torch.allclose(torch.stack(list(found.parts.values())).sum(0), found.error, atol=1e-6)
+
+
+def test_off_means_off():
+    model, x = made()
+    asked = {"target": 0, "site": "features", "baseline": zl.baseline.zeros()}
+    off = zl.grad_cam(model, x, pool=False, rectify=False, **asked)
+    assert torch.equal(off.values, zl.gradient_x_input(model, x, **asked).values)
+    assert not any(off.budget[name].any() for name in ("pooling", "smoothing", "rectification", "normalisation"))
+
+
+def test_patch_tokens_are_pooled_without_the_class_token():
+    model, x = made(Tokens, (2, 3, 4, 6))
+    a, g, _ = features_and_gradients(model, x, "block", 1)
+    found = zl.grad_cam(model, x, target=1, site="block", baseline=zl.baseline.zeros(), grid=(2, 3))
+    grid_a, grid_g = (t[:, 1:].transpose(1, 2).reshape(2, 4, 2, 3) for t in (a, g))
+    truth = map_of(grid_a, grid_g, torch.zeros_like(grid_a), weights="mean")
+    assert torch.allclose(found.values[:, 1:].sum(-1).view(2, 2, 3), truth, atol=1e-12)
+    assert torch.allclose(found.values[:, 0], (a * g)[:, 0], atol=1e-12)  # the class token keeps its first-order value
+    assert found.settings["prefix"] == 1
+
+
+def test_the_class_token_is_found_in_the_running_pass():
+    model, x = made(Tokens, (2, 3, 4, 6))
+    asked = {"target": 1, "site": "block", "baseline": zl.baseline.zeros()}
+    found = zl.grad_cam(model, x, **asked)
+    assert (found.settings["prefix"], found.settings["grid"]) == (1, [2, 3])
+    assert torch.equal(found.values, zl.grad_cam(model, x, grid=(2, 3), prefix=1, **asked).values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "more", "message"),
+    [
+        (Net, (2, 3, 6, 10), {"site": "head.3"}, r"\(2, 3\) have no positions"),
+        (Net, (2, 3, 6, 10), {"site": "features", "grid": (5, 3)}, "are a grid of 3 x 5"),
+        (Tokens, (2, 3, 4, 6), {"site": "block", "grid": (3, 3)}, r"a grid of 3 x 3 .* the site has 7 tokens"),
+        (Tokens, (2, 3, 4, 6), {"site": "block", "prefix": 7}, "a prefix of 7 tokens was given; the site has 7"),
+        (Tokens, (2, 3, 4, 6), {"site": "block", "grid": (2, 3), "prefix": 2}, "with 2 prefix tokens"),
+    ],
+)
+def test_a_site_that_is_no_grid_is_one_clear_error(kind, shape, more, message):
+    model, x = made(kind, shape)
+    with pytest.raises(SiteError, match=message):
+        zl.grad_cam(model, x, target=0, baseline=zl.baseline.zeros(), **more)
