@@ -16,6 +16,7 @@ several                 ``distribution``: values are averaged over its draws (ex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -161,7 +162,7 @@ def mean(*, at: At = "input") -> Baseline:
 
 def blur(sigma: float = 8.0) -> Baseline:
     """The image behind a Gaussian blur of ``sigma`` pixels (reflected at the border)."""
-    if not sigma > 0:
+    if not 0 < sigma < math.inf:
         raise BaselineError(f"blur(sigma={sigma:g}) was asked; sigma must be above 0")
 
     def fill(pixels: Tensor, _: Normalisation | None) -> Tensor:
@@ -202,14 +203,14 @@ def of(other_inputs: Any, *, name: str = "features of another input") -> Baselin
     return Baseline(name, "input", lambda features, _: features, inputs=other_inputs)
 
 
-def mean_of(inputs: Any, *, at: At = "site") -> Baseline:
+def mean_of(inputs: Any, *, at: At = "site", name: str = "mean of a set") -> Baseline:
     """The mean over a set of inputs: of their features at the site (default), or of the inputs themselves.
 
     ``inputs`` is a list of model inputs (each a tensor, tuple or dict, of any batch size), or one batch of them. At the
     site that is ``z0 = mean_i z(x_i)``; where the features are not linear in the input no input need have them.
     """
     members = _members(inputs, "mean_of")
-    return Baseline(_named("mean of a set", at), at, _asks_the_model, recipe=MeanOf(members))
+    return Baseline(_named(name, at), at, _asks_the_model, recipe=MeanOf(members))
 
 
 def token(token_id: int, *, keep: Iterable[int] = (), name: str | None = None) -> Baseline:
@@ -262,7 +263,7 @@ class Distribution:
     seed: int | None = None
 
 
-def distribution(source: Any, *, draws: int | None = None, seed: int = 0) -> Distribution:
+def distribution(source: Any, *, draws: int | None = None, seed: int = 0, name: str = "the set") -> Distribution:
     """A distribution of baselines, for averages over draws (expected gradients, Erion et al. 2021, equation 5).
 
     Args:
@@ -270,6 +271,7 @@ def distribution(source: Any, *, draws: int | None = None, seed: int = 0) -> Dis
             (``zl.baseline.noise``); or a set of inputs as in ``mean_of``, of which draws are picked without putting back.
         draws: how many; default all given baselines, else 8 or as many as there are.
         seed: what the choice depends on; the same draws for every sample of a batch.
+        name: what a set of inputs is called in records.
     """
     if draws is not None and draws < 1:
         raise BaselineError(f"distribution(draws={draws}) was asked; 1 or more")
@@ -286,7 +288,7 @@ def distribution(source: Any, *, draws: int | None = None, seed: int = 0) -> Dis
         return Distribution(" | ".join(b.name for b in chosen), tuple(chosen), seed if len(chosen) < len(pool) else None)
     pool = [row for member in _members(source, "distribution") for row in _rows(member)]
     chosen = _picked(range(len(pool)), draws or min(_DRAWS, len(pool)), seed)
-    return Distribution(f"{len(chosen)} of {len(pool)} inputs", tuple(of(pool[i], name=f"input {i} of the set") for i in chosen), seed)
+    return Distribution(f"{len(chosen)} of {len(pool)} inputs of {name}", tuple(of(pool[i], name=f"input {i} of {name}") for i in chosen), seed)
 
 
 def by_name(text: str) -> Baseline:
@@ -310,7 +312,7 @@ def by_name(text: str) -> Baseline:
     if head == "neutral":
         return neutral(by_name(rest))
     if head not in makers:
-        raise NotFoundError.among("baseline", head, [*makers, "neutral"], _EXAMPLES)
+        raise NotFoundError.among("baseline", head, [*makers, "neutral", "mean_of", "distribution"], _EXAMPLES)
     try:
         return makers[head](*[float(part) for part in rest.split(",") if part.strip()])
     except (TypeError, ValueError):

@@ -7,7 +7,7 @@ saves, loads and prints; it ranks nobody. Making one is ``zeroline.measure.layer
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Comparison:
             "kind": KIND,
             "format": FORMAT,
             "members": {label: one.to_dict() for label, one in self.members.items()},
-            "lies": {label: asdict(lie) for label, lie in self.lies.items()},
+            "lies": {label: {"prefix": lie.prefix, "grid": None if lie.grid is None else list(lie.grid)} for label, lie in self.lies.items()},
             "failures": dict(self.failures),
         }
 

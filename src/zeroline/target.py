@@ -7,6 +7,7 @@ same classes wherever the path goes. It never runs the model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -39,6 +40,7 @@ __all__ = [
     "token",
     "top",
     "top_token",
+    "whole_number",
 ]
 
 TOP = "top"
@@ -271,6 +273,15 @@ def class_scores(output: Any) -> Tensor:
     raise TargetError(f"a class target reads scores [batch, classes]; the model gave {shape}; try {hint}")
 
 
+def whole_number(text: str) -> int | None:
+    """The whole number that a text is, written in digits, or None.
+
+    >>> whole_number("-3"), whole_number("three")
+    (-3, None)
+    """
+    return int(text) if re.fullmatch(r"-?[0-9]+", text.strip()) else None
+
+
 def _indices(chosen: Classes, scores: Tensor, labels: Labels) -> Tensor:
     """Class indices [samples] for one term of the target."""
     samples, count = scores.shape
@@ -293,8 +304,9 @@ def _index(chosen: Class, count: int, labels: Labels) -> int:
         lower = {name.lower(): index for name, index in labels.items()}
         if chosen.lower() in lower:
             return lower[chosen.lower()]
-        if chosen.lstrip("-").isdigit():
-            return _index(int(chosen), count, labels)
+        number = whole_number(chosen)
+        if number is not None:
+            return _index(number, count, labels)
         raise NotFoundError.among("class", chosen, labels, "" if labels else f"the model has no labels: give 0 to {count - 1}")
     if isinstance(chosen, bool) or not isinstance(chosen, int):
         raise TargetError(f"a class is an int or a label, not {type(chosen).__name__}")

@@ -157,7 +157,7 @@ def test_the_mean_of_a_folder_is_the_mean_of_its_images(capsys, tmp_path, digits
     status, out, _ = run(capsys, "baselines", IMAGE, "--baselines", f"mean_of({photos(tmp_path / 'set')}), zeros", "--out", tmp_path / "out")
     assert status == 0
     wanted = digits_vit(pixel_values=torch.stack([pixels(path) for path in SET]).mean(0)).logits[0, NINE].detach()
-    assert float(line_of(out, "mean of a set at the input")[1]) == pytest.approx(float(wanted), abs=1e-3)
+    assert float(line_of(out, "mean of 3 in set at the input")[1]) == pytest.approx(float(wanted), abs=1e-3)
 
 
 def test_a_distribution_is_audited_draw_by_draw(capsys, tmp_path, digits_vit):
@@ -166,7 +166,7 @@ def test_a_distribution_is_audited_draw_by_draw(capsys, tmp_path, digits_vit):
     assert status == 0
     for i, path in enumerate(SET):
         wanted = digits_vit(pixel_values=pixels(path)).logits[0, NINE].detach()
-        assert float(line_of(out, f"input {i} of the set")[1]) == pytest.approx(float(wanted), abs=1e-3)
+        assert float(line_of(out, f"input {i} of set")[1]) == pytest.approx(float(wanted), abs=1e-3)
     alone = once("baselines", IMAGE, "--baselines", "noise(0), noise(1), noise(2)", "--out", tmp_path / "alone")[1]
     drawn = [line_of(out, f"noise(seed={i}, 0 to 1)")[1:9] for i in range(3)]
     assert drawn == [line_of(alone, f"noise(seed={i}, 0 to 1)")[1:9] for i in range(3)]
@@ -229,3 +229,54 @@ def test_a_model_of_one_class_has_no_opinion_to_audit(capsys, tmp_path, baseline
     assert (status, out) == (2, "")
     one_error(err, "two classes or more; the model has 1 score")
     assert not (tmp_path / "out").exists()
+
+
+def test_two_sets_of_one_name_keep_their_own_pictures(capsys, tmp_path, monkeypatch):
+    folders = [photos(tmp_path / name / "set", [path]) for name, path in zip("ab", SET) if (tmp_path / name).mkdir() is None]
+    drawn = {}
+    monkeypatch.setattr("zeroline.report.audit_figure.figure", lambda audit, picture, pictures: drawn.update(pictures))
+    asked = ", ".join(f"mean_of({folder})" for folder in folders)
+    status, out, _ = run(capsys, "baselines", IMAGE, "--baselines", asked, "--out", tmp_path / "out")
+    assert status == 0
+    for name, path in zip(("mean of 1 in set at the input", "mean of 1 in set at the input (1)"), SET):
+        assert line_of(out, name)
+        assert torch.allclose(torch.from_numpy(drawn[name]).permute(2, 0, 1) * 2 - 1, pixels(path), atol=1e-5)
+
+
+def test_a_neutral_baseline_is_looked_for_once(capsys, tmp_path, monkeypatch):
+    from zeroline.model import reference
+
+    calls, original = [], reference.descend
+    monkeypatch.setattr(reference, "descend", lambda *given: (calls.append(1), original(*given))[1])
+    run(capsys, "baselines", IMAGE, "--baselines", "black, neutral(zeros), neutral(black)", "--out", tmp_path)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("width", ["60", "200"])
+def test_no_cell_of_the_table_is_cut_however_narrow_the_terminal(capsys, tmp_path, monkeypatch, width):
+    from rich.console import Console
+
+    from zeroline.cli import show
+
+    monkeypatch.setattr(show, "output", Console(highlight=False, soft_wrap=True, width=int(width)))
+    status, out, _ = run(capsys, "baselines", IMAGE, "--baselines", "black, neutral(zeros)", "--out", tmp_path)
+    assert status == 1
+    assert "confident baseline: the model sees" in out
+    assert "…" not in out
+    assert len([line for line in out.splitlines() if line.startswith("neutral from zeros")]) == 1
+
+
+@pytest.mark.parametrize("text", ["mean_of", "mean_of()", "distribution()", "mean_of(set, 2)", "distribution(set, 2", "distribution(noise, ²)"])
+def test_a_set_that_is_misspelled_is_one_clear_error(capsys, tmp_path, text):
+    status, _, err = run(capsys, "baselines", IMAGE, "--baselines", text, "--out", tmp_path / "out")
+    assert status == 2
+    one_error(err, "write mean_of(FOLDER)")
+
+
+def test_a_folder_made_for_results_is_taken_away_with_its_parents(capsys, tmp_path):
+    run(capsys, "baselines", IMAGE, "--target", "sevn", "--out", tmp_path / "deep" / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_names_know_the_sets(capsys, tmp_path):
+    one_error(run(capsys, "baselines", IMAGE, "--baselines", "mean_off(x)", "--out", tmp_path)[2], "mean_of")

@@ -98,7 +98,9 @@ def test_methods_and_sites_can_be_chosen(capsys, tmp_path):
     assert line_of(out, "gradient_x_input")[1:3] == [LAYER, "mean"]
 
 
-@pytest.mark.parametrize(("baseline", "name"), [("mean_of(FOLDER)", "mean of a set at the input"), ("distribution(FOLDER, 3)", "3 of 3 inputs")])
+@pytest.mark.parametrize(
+    ("baseline", "name"), [("mean_of(FOLDER)", "mean of 3 in set at the input"), ("distribution(FOLDER, 3)", "3 of 3 inputs of set")]
+)
 def test_sets_of_images_are_the_baseline_of_methods_that_imply_none(capsys, tmp_path, digits_vit, baseline, name):
     folder = photos(tmp_path / "set")
     x, members = pixels(IMAGE), torch.cat([pixels(path) for path in sorted(folder.iterdir())])
@@ -107,10 +109,13 @@ def test_sets_of_images_are_the_baseline_of_methods_that_imply_none(capsys, tmp_
     assert (status, err) == (0, "")
     assert line_of(out, "grad_cam")[2] == "zeros"
     assert line_of(out, "gradient_x_input")[2] == name
+    f = digits_vit(pixel_values=x.requires_grad_()).logits[0, NINE]
+    (gradient,) = torch.autograd.grad(f, x)
     with torch.no_grad():
-        there = members.mean(0, keepdim=True) if "mean" in baseline else members
-        wanted = float(digits_vit(pixel_values=x).logits[0, NINE] - digits_vit(pixel_values=there).logits[:, NINE].mean())
-    assert float(line_of(out, "gradient_x_input")[4]) == pytest.approx(wanted, abs=6e-3)
+        total = (gradient * (x - members.mean(0))).sum()  # linear in the baseline: the same for a mean and for draws
+        difference = f - digits_vit(pixel_values=members.mean(0, keepdim=True) if "mean" in baseline else members).logits[:, NINE].mean()
+    found = [float(cell) for cell in line_of(out, "gradient_x_input")[3:5]]
+    assert found == [pytest.approx(float(total), abs=6e-3), pytest.approx(float(difference), abs=6e-3)]
 
 
 def test_values_that_lie_on_no_grid_get_a_figure_all_the_same(capsys, tmp_path):
@@ -223,3 +228,26 @@ def test_bad_input_is_one_line_and_leaves_no_files(capsys, tmp_path, arguments, 
     assert (found, out) == (status, "")
     one_error(err, message)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [(["--grid", "4x4"], "a grid of 4 x 4 with 1 prefix tokens has 17 tokens"), (["--prefix", "3"], "with 3 prefix tokens has 67 tokens")],
+)
+def test_a_grid_that_does_not_hold_all_patches_is_refused(capsys, tmp_path, more, message):
+    for command in (["compare", IMAGE, "--methods", "grad_cam"], ["explain", IMAGE, "--method", "grad_cam", "--site", "vit.layers.1"]):
+        status, _, err = run(capsys, *command, *more, "--out", tmp_path / "out")
+        assert status == 2
+        assert message in err
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_infinite_blur_is_a_usage_error(capsys, tmp_path):
+    status, _, err = run(capsys, "explain", IMAGE, "--method", "odam", "--smooth", "inf", "--site", "vit.layers.1", "--out", tmp_path / "out")
+    assert status == 2
+    assert "smooth=inf was asked" in err
+
+
+def test_records_are_json_as_they_are(capsys, tmp_path):
+    run(capsys, "compare", IMAGE, "--methods", "grad_cam", "--out", tmp_path)
+    assert Comparison.load(tmp_path / "comparison.safetensors").to_dict() == json.loads((tmp_path / "record.json").read_text())

@@ -217,3 +217,27 @@ def test_bad_input_is_one_line_and_leaves_no_files(capsys, tmp_path, arguments, 
     assert (found, out) == (status, "")
     one_error(err, message)
     assert not (tmp_path / "out").exists()
+
+
+def test_warnings_say_which_layer(capsys, tmp_path):
+    status, _, err = run(capsys, "layers", IMAGE, "--max-evaluations", "4", "--sites", "input, vit.layers.0", "--out", tmp_path)
+    assert status == 0
+    assert "warning: vit.layers.0: 1 of 1 samples ended at max_evaluations=4" in " ".join(err.split())
+
+
+def test_a_layer_named_twice_is_asked_once(capsys, tmp_path, monkeypatch):
+    import zeroline as zl
+    from zeroline.methods import METHODS
+
+    asked = []
+    monkeypatch.setitem(METHODS, "integrated_gradients", lambda *a, **k: (asked.append(k["site"]), zl.gradient_x_input(*a, **k))[1])
+    run(capsys, "layers", IMAGE, "--sites", "vit.layers.1, vit.layers.*", "--out", tmp_path)
+    assert asked == [f"vit.layers.{i}" for i in (1, 0, 2, 3)]
+
+
+@pytest.mark.parametrize(("option", "value"), [("--box", "10,--5,30,40"), ("--target", "²"), ("--grid", "²x²")])
+def test_numbers_that_are_none_are_usage_errors(capsys, tmp_path, option, value):
+    status, _, err = run(capsys, "layers", IMAGE, option, value, "--out", tmp_path / "out")
+    assert status == 2
+    assert err.startswith("error: ")
+    assert "unexpected" not in err

@@ -68,13 +68,29 @@ def test_pointing_says_whether_the_largest_value_is_on_the_mask(shape, size):
         best = max(((i, j) for i in range(shape[0]) for j in range(shape[1])), key=lambda at: float(heat[at]))
         wanted.append(best in touched(shape, mask))
     assert found.tolist() == wanted
-    assert found.dtype == torch.bool
 
 
 def test_the_largest_value_is_meant_and_not_the_largest_size():
     maps, masks = torch.tensor([[[-9.0, 1.0, 0.0]]]), torch.tensor([[[True, False, False]]])
-    assert not bool(pointing(maps, masks))
-    assert bool(pointing(-maps, masks))
+    assert pointing(maps, masks).tolist() == [0.0]
+    assert pointing(-maps, masks).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("maps", [torch.zeros(1, 2, 2), -torch.ones(1, 2, 2)])
+def test_a_map_without_positive_values_points_nowhere(maps):
+    assert bool(pointing(maps, torch.ones(1, 4, 4, dtype=torch.bool)).isnan().all())
+
+
+def test_a_mask_larger_one_way_and_smaller_the_other_loses_no_pixel():
+    mask = torch.zeros(1, 2, 8, dtype=torch.bool)
+    mask[0, 0, 1] = True
+    assert chance(torch.ones(1, 4, 2), mask).tolist() == [0.25]
+    assert chance(torch.ones(1, 3, 1), torch.tensor([[[False], [True]]])).tolist() == pytest.approx([2 / 3])
+
+
+def test_a_share_that_is_none_is_one_clear_error():
+    with pytest.raises(InputError, match=r"share=1.5 of the positions was asked; above 0, at most 1"):
+        concentration(torch.ones(1, 2, 2), 1.5)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.34, 0.8, 1.0])

@@ -104,6 +104,16 @@ def test_the_meter_counts_what_autograd_keeps_once():
     assert meter.bytes == 2 * 4000  # exp's result and x, each kept twice and counted once
 
 
+def test_the_meter_leaves_out_the_weights_of_the_model():
+    layer, x = nn.Linear(50, 50, bias=False).requires_grad_(False), torch.randn(3, 50, requires_grad=True)
+    for weights, extra in ((layer.parameters(), 0), ((), 50 * 50 * 4)):
+        meter = memory.Meter(weights)
+        with meter.running():
+            y = layer(x).tanh()
+        assert y.requires_grad
+        assert meter.bytes == 3 * 50 * 4 + extra  # the result of tanh
+
+
 def test_rows_shrink_with_memory_and_are_never_none(monkeypatch):
     monkeypatch.setattr(memory, "_free", lambda device: 4000)
     assert memory.rows_that_fit(100, torch.device("cpu")) == 10

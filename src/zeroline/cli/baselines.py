@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from zeroline.audit import HEAD, BaselineAudit
 from zeroline.baseline import Baseline, Distribution
 from zeroline.cli import show
 from zeroline.cli.explain import read_target
-from zeroline.cli.sources import load_model, open_image, read_baseline, split
+from zeroline.cli.sources import is_input, load_model, open_image, read_baseline, split
 from zeroline.errors import NotNeutralError, UsageError
 from zeroline.measure import audit_baseline
-from zeroline.model.reference import settle
+from zeroline.model.reference import settle_one
 from zeroline.report import audit_figure
 
 CANDIDATES = "black, zeros, mean, blur(8), noise(0), neutral(black), neutral(blur(8))"
@@ -39,15 +42,14 @@ def baselines(
         raise UsageError(f"--baselines is empty; e.g. --baselines '{CANDIDATES}'")
     picture = open_image(image)
     loaded = load_model(model, trust_remote_code=trust_remote_code)
-    at_input = site is None or site.startswith("input")
-    asked = [read_baseline(name, loaded, at_input=at_input) for name in names]
+    asked = [read_baseline(name, loaded, at_input=is_input(site)) for name in names]
     inputs = loaded.preprocess(picture)
     with show.results_folder(out):
         with show.progress("baselines") as report:
-            known = [draw for one in asked for draw in (one.draws if isinstance(one, Distribution) else (one,))]
-            known = [_settled(loaded.model, inputs, one) for one in known]
-            audit = audit_baseline(loaded.model, inputs, read_target(target, loaded.labels), known, site=site, progress=report)
-        pictures = {one.name: show.baseline_picture(loaded, inputs, one, audit.site) for one in known if one.name in audit.baselines}
+            known, failures = _settled(loaded.model, inputs, asked)
+            audit = audit_baseline(loaded.model, inputs, read_target(target, loaded.labels), list(known.values()), site=site, progress=report)
+            audit = replace(audit, failures={**audit.failures, **failures})
+        pictures = {name: show.baseline_picture(loaded, inputs, known[name], audit.site) for name in audit.baselines}
         written = show.write(audit, "audit", out, audit_figure.figure(audit, show.pixels(loaded, inputs), pictures))
     if json_:
         print(json.dumps({**audit.to_dict(), "files": [str(p) for p in written]}, indent=2))
@@ -60,14 +62,22 @@ def baselines(
         raise typer.Exit(1)
 
 
-def _settled(model: object, inputs: object, baseline: Baseline) -> Baseline:
-    """The baseline with its recipe followed, so that the picture is of what was audited; one that fails is left for the audit to say."""
-    try:
-        found = settle(model, inputs, baseline)  # type: ignore[arg-type]
-    except NotNeutralError:
-        return baseline
-    assert isinstance(found, Baseline)
-    return found
+def _settled(model: nn.Module, inputs: Any, asked: Sequence[Baseline | Distribution]) -> tuple[dict[str, Baseline], dict[str, str]]:
+    """Baselines with their recipes followed, so that the picture is of what was audited, under names of their own; and why others failed.
+
+    Raises NotNeutralError where none is left.
+    """
+    known: dict[str, Baseline] = {}
+    failures: dict[str, str] = {}
+    for one in (draw for each in asked for draw in (each.draws if isinstance(each, Distribution) else (each,))):
+        name = one.name if one.name not in known else f"{one.name} ({len(known)})"
+        try:
+            known[name] = replace(settle_one(model, inputs, one), name=name)
+        except NotNeutralError as problem:
+            failures[name] = str(problem)
+            if len(failures) == len(asked):
+                raise
+    return known, failures
 
 
 def _print(audit: BaselineAudit) -> None:
@@ -76,5 +86,5 @@ def _print(audit: BaselineAudit) -> None:
     best, why = audit.advice()
     for row in audit.rows():
         table.add_row(*map(Text, row), style="bold" if row[0] == best else None)
-    show.output.print(table)
+    show.grid(table)
     show.output.print(f"advice: {best or 'none of these'}: {why}", markup=False)

@@ -11,7 +11,7 @@ import typer
 
 from zeroline.cli import show
 from zeroline.cli.explain import BASELINES, grid_of, read_target
-from zeroline.cli.sources import load_model, open_image, read_baseline, split
+from zeroline.cli.sources import is_input, load_model, open_image, read_baseline, split
 from zeroline.comparison import Comparison
 from zeroline.errors import InputError
 from zeroline.maths.cam import STAGES
@@ -39,7 +39,7 @@ def compare(
     picture = open_image(image)
     loaded = load_model(model, trust_remote_code=trust_remote_code)
     inputs, wanted = loaded.preprocess(picture), read_target(target, loaded.labels)
-    chosen = read_baseline(baseline, loaded, at_input=site is None or site.startswith("input"))
+    chosen = read_baseline(baseline, loaded, at_input=is_input(site))
     with show.results_folder(out):
         with show.progress("methods") as report, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -15,12 +15,12 @@ import typer
 from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline, Distribution
 from zeroline.cli import show
-from zeroline.cli.sources import load_model, open_image, read_baseline
+from zeroline.cli.sources import is_input, load_model, open_image, read_baseline
 from zeroline.errors import NotFoundError, UsageError
 from zeroline.methods import CAMS, METHODS
 from zeroline.model.loading import Loaded
 from zeroline.model.reference import settle
-from zeroline.target import Target, box, contrast, detection, logit
+from zeroline.target import Target, box, contrast, detection, logit, whole_number
 
 BASELINES = "black, zeros, mean, blur(8), constant(0.5), noise(0), neutral(black), mean_of(FOLDER), distribution(FOLDER, 8)."
 
@@ -60,7 +60,7 @@ def explain(
         asked |= {"grid": shape, "prefix": prefix}
     picture = open_image(image)
     loaded = load_model(model, trust_remote_code=trust_remote_code)
-    chosen = read_baseline(baseline, loaded, at_input=site is None or site.startswith("input"))
+    chosen = read_baseline(baseline, loaded, at_input=is_input(site))
     inputs, wanted = loaded.preprocess(picture), read_target(target, loaded.labels)
     answer(loaded, inputs, method, wanted, site, chosen, asked, out, as_json=json_, grid=shape, prefix=prefix)
 
@@ -108,11 +108,13 @@ def read_target(text: str, labels: Mapping[str, int]) -> Target:
     def one(word: str) -> int | str:
         word = word.strip()
         by_lower = {name.lower(): index for name, index in labels.items()}
-        return by_lower.get(word.lower(), int(word) if word.lstrip("-").isdigit() else word)
+        number = whole_number(word)
+        return by_lower.get(word.lower(), word if number is None else number)
 
     words = text.split()
     if one(text) == text.strip() and words and words[0] in ("detection", "box") and len(words) in (2, 3):
-        index: int | str = int(words[1]) if words[1].isdigit() else words[1]
+        number = whole_number(words[1])
+        index: int | str = words[1] if number is None else number
         if words[0] == "detection":
             return detection(index, one(words[2]) if len(words) == 3 else "top")
         if len(words) == 3:
@@ -143,6 +145,7 @@ def grid_of(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     rows, _, columns = text.lower().partition("x")
-    if not (rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
+    height, width = whole_number(rows), whole_number(columns)
+    if height is None or width is None or height < 1 or width < 1:
         raise UsageError(f"cannot read --grid {text!r}; write ROWSxCOLUMNS, e.g. 14x14")
-    return int(rows), int(columns)
+    return height, width

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -48,13 +49,19 @@ def table(rows: Iterable[tuple[str, str]]) -> None:
     output.print(found)
 
 
+def grid(drawn: Table) -> None:
+    """A table with every cell whole: where the terminal is narrower it folds the lines, and no number is cut."""
+    width = Measurement.get(output, output.options.update(max_width=10_000), drawn).maximum
+    Console(file=output.file, highlight=False, soft_wrap=True, width=max(width, output.width)).print(drawn)
+
+
 def comparison(found: Comparison, more: Mapping[str, Sequence[str]], heads: Sequence[str]) -> None:
     """A table of attributions with columns of the caller's own, and a note for each that failed."""
     output.print(f"target  {found.target[0]}", markup=False)
     drawn = Table(*HEAD, *heads, box=None, pad_edge=False)
     for row in found.rows():
         drawn.add_row(*map(Text, row), *map(Text, more.get(row[0], ["-"] * len(heads))))
-    output.print(drawn)
+    grid(drawn)
     for label, why in found.failures.items():
         notes.print(f"note: {label} failed: {why}", markup=False)
 
@@ -84,7 +91,7 @@ def write(record: Record, name: str, folder: Path, drawn: Any | None) -> list[Pa
 @contextmanager
 def results_folder(folder: Path) -> Iterator[Path]:
     """Make the folder for results before the work starts; take it away again if it stays empty."""
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]  # the deepest first
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -94,8 +101,10 @@ def results_folder(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
+        for path in made:
+            if any(path.iterdir()):
+                break
+            path.rmdir()
 
 
 def draw(

@@ -13,6 +13,7 @@ from zeroline import baseline as baselines
 from zeroline.baseline import Baseline, Distribution
 from zeroline.errors import LoadError, NotFoundError, UsageError
 from zeroline.model.loading import Loaded, Sourced, any_from_hub, from_hub, from_timm
+from zeroline.target import whole_number
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SCHEMES = {
@@ -102,6 +103,11 @@ def open_image(path: Path) -> Any:
         raise LoadError(f"cannot read {str(path)!r} as an image: {problem}") from None
 
 
+def is_input(site: str | None) -> bool:
+    """Does ``--site`` mean the model's input?"""
+    return site is None or site == "input" or site.startswith("input:")
+
+
 def read_baseline(text: str, loaded: Loaded, *, at_input: bool = True) -> Baseline | Distribution:
     """A baseline as a command line spells it, sets of images in a folder included: ``mean_of(FOLDER)``, ``distribution(FOLDER, 8)``.
 
@@ -110,16 +116,16 @@ def read_baseline(text: str, loaded: Loaded, *, at_input: bool = True) -> Baseli
     head, _, rest = text.strip().partition("(")
     if head not in ("mean_of", "distribution"):
         return baselines.by_name(text)
-    source, _, count = rest.strip().removesuffix(")").partition(",")
-    if count.strip() and not count.strip().isdigit():
+    source, comma, count = rest.strip().removesuffix(")").partition(",")
+    draws, source = whole_number(count), source.strip()
+    if not rest.strip().endswith(")") or not source or (comma and (draws is None or head == "mean_of")):
         raise UsageError(f"cannot read {text!r}; write mean_of(FOLDER), distribution(FOLDER, 8) or distribution(noise, 8)")
-    draws = int(count) if count.strip() else None
-    if head == "distribution" and source.strip() == "noise":
+    if head == "distribution" and source == "noise":
         return baselines.distribution(baselines.noise, draws=draws)
-    members = [loaded.preprocess(open_image(path)) for path in _images(Path(source.strip()))]
+    members = [loaded.preprocess(open_image(path)) for path in _images(Path(source))]
     if head == "distribution":
-        return baselines.distribution(members, draws=draws)
-    return baselines.mean_of(members, at="input" if at_input else "site")
+        return baselines.distribution(members, draws=draws, name=Path(source).resolve().name)
+    return baselines.mean_of(members, at="input" if at_input else "site", name=f"mean of {len(members)} in {Path(source).resolve().name}")
 
 
 def split(text: str) -> list[str]:
@@ -146,10 +152,10 @@ def open_mask(loaded: Loaded, mask: Path | None, box: str | None, image: Any) ->
         if drawn.size != image.size:
             raise UsageError(f"the mask {str(mask)!r} is {drawn.width} x {drawn.height}; the image is {image.width} x {image.height}")
     elif box is not None:
-        sides = [part.strip() for part in box.split(",")]
-        if len(sides) != 4 or not all(side.lstrip("-").isdigit() for side in sides):
+        sides = [number for part in box.split(",") if (number := whole_number(part)) is not None]
+        if len(sides) != 4 or box.count(",") != 3:
             raise UsageError(f"cannot read --box {box!r}; write LEFT,TOP,RIGHT,BOTTOM in pixels")
-        left, top, right, bottom = map(int, sides)
+        left, top, right, bottom = sides
         if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
             raise UsageError(f"the box {box} is not within the image of {image.width} x {image.height}")
         drawn = Image.new("RGB", image.size)

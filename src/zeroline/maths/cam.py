@@ -16,6 +16,7 @@ positions: they keep their first-order values. Pure tensors; what each member sw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Changes:
     normalise: bool = False
 
     def __post_init__(self) -> None:
-        if self.smooth is not None and not self.smooth > 0:
+        if self.smooth is not None and not 0 < self.smooth < math.inf:
             raise UsageError(f"smooth={self.smooth:g} was asked; a sigma above 0, or None for no smoothing")
 
 

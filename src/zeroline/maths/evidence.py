@@ -21,6 +21,8 @@ def concentration(maps: Tensor, share: float = 0.1) -> Tensor:
     >>> concentration(torch.tensor([[[8.0, 1.0, 1.0, -5.0]]]), share=0.25).tolist()
     [0.8]
     """
+    if not 0 < share <= 1:
+        raise InputError(f"share={share:g} of the positions was asked; above 0, at most 1")
     positive = maps.flatten(1).clamp(min=0).double()
     count = max(1, round(share * positive.shape[1]))
     return _share(positive.topk(count, 1).values.sum(1), positive)
@@ -34,8 +36,10 @@ def inside(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def pointing(maps: Tensor, masks: Tensor) -> Tensor:
-    """Does the largest value lie on a position that the mask touches (the pointing game, Zhang et al. 2016)? [batch], bool."""
-    return _touched(maps, masks)[torch.arange(len(maps)), maps.flatten(1).argmax(1).cpu()].bool()
+    """1 where the largest value lies on a position that the mask touches (the pointing game, Zhang et al. 2016), else 0: [batch]."""
+    flat = maps.flatten(1)
+    hit = _touched(maps, masks).gather(1, flat.argmax(1, keepdim=True))[:, 0]
+    return torch.where(flat.amax(1) > 0, hit, torch.nan)
 
 
 def chance(maps: Tensor, masks: Tensor) -> Tensor:
@@ -48,8 +52,6 @@ def _touched(maps: Tensor, masks: Tensor) -> Tensor:
     if masks.ndim != 3 or len(masks) != len(maps) or maps.ndim != 3:
         raise InputError(f"masks [batch, height, width] go with maps [batch, rows, columns]; found {tuple(masks.shape)} and {tuple(maps.shape)}")
     size = (maps.shape[1], maps.shape[2])
-    if masks.shape[1] < size[0] or masks.shape[2] < size[1]:
-        masks = torch.nn.functional.interpolate(masks[:, None].float(), size, mode="nearest")[:, 0]
     return adaptive_max_pool2d(masks[:, None].float(), size)[:, 0].flatten(1).double().to(maps.device)
 
 

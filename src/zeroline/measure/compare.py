@@ -14,7 +14,7 @@ from torch import nn
 from zeroline.baseline import BaselineLike, zeros
 from zeroline.comparison import Comparison
 from zeroline.errors import NotFoundError, RunError, UsageError
-from zeroline.measure.layers import lie_of
+from zeroline.measure.layers import lie_of, said_of
 from zeroline.methods import CAMS, METHODS
 from zeroline.model.blocks import cam_site
 from zeroline.model.inputs import Inputs
@@ -77,7 +77,8 @@ def compare(
             one = {"grid": grid, "prefix": prefix, **one}
         given = {"site": grid_site if cam else site, "baseline": zeros() if name in IMPLIED else baseline, **one}
         try:
-            members[label] = METHODS[name](model, inputs, target=target, **given)
+            with said_of(label):
+                members[label] = METHODS[name](model, inputs, target=target, **given)
             lies[label] = lie_of(model, known, members[label], grid, prefix)
         except RunError as problem:
             first = first or problem

@@ -7,7 +7,9 @@ before the site nothing runs again (suffix execution).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -59,7 +61,7 @@ def layers(
     """
     if method not in METHODS:
         raise NotFoundError.among("method", method, METHODS, "see `zeroline methods`")
-    asked = default_sites(model, inputs) if sites is None else list(sites)
+    asked: list[SiteLike] = list(dict.fromkeys(default_sites(model, inputs) if sites is None else sites))
     if not asked:
         raise SiteError("layers was asked of no sites; give names, or leave sites out for the input and every block")
     members, lies, failures = {}, {}, {}
@@ -68,7 +70,8 @@ def layers(
     for number, (site, at) in enumerate(zip(asked, settle_sites(model, inputs, baseline, asked))):
         label = str(as_site(site))
         try:
-            found = METHODS[method](model, inputs, target=target, site=site, baseline=at, **options)
+            with said_of(label):
+                found = METHODS[method](model, inputs, target=target, site=site, baseline=at, **options)
             members[found.site], lies[found.site] = found, lie_of(model, known, found, grid, prefix)
         except RunError as problem:
             first = first or problem
@@ -78,6 +81,16 @@ def layers(
     if not members and first is not None:
         raise first
     return Comparison(members, lies, failures)
+
+
+@contextmanager
+def said_of(label: str) -> Iterator[None]:
+    """Warnings of the block, with the member that they are about."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for one in caught:
+        warnings.warn(f"{label}: {one.message}", one.category, stacklevel=4)
 
 
 def lie_of(model: nn.Module, inputs: Inputs, found: Any, grid: tuple[int, int] | None, prefix: int | None) -> Tokens:

@@ -14,7 +14,7 @@ from zeroline.model.families import patch_grid, patches_of
 from zeroline.model.identity import Memory
 from zeroline.model.inputs import Inputs
 from zeroline.model.trace import trace
-from zeroline.relevance import Tokens
+from zeroline.relevance import Tokens, laid
 
 _seen: Memory[Tokens] = Memory()
 _LINE = Tokens()
@@ -23,7 +23,7 @@ _LINE = Tokens()
 def positions_of(model: nn.Module, inputs: Inputs, features: Tensor, grid: tuple[int, int] | None = None, prefix: int | None = None) -> Tokens:
     """Class and register tokens before the positions, and the rows and columns of the rest (None: a line).
 
-    Raises SiteError where a grid or prefix is given that does not fit the features.
+    Raises SiteError or InputError where a grid or prefix is given that does not fit the features.
     """
     if features.ndim == 4:
         height, width = int(features.shape[2]), int(features.shape[3])
@@ -35,18 +35,7 @@ def positions_of(model: nn.Module, inputs: Inputs, features: Tensor, grid: tuple
     if features.ndim != 3:
         return _LINE
     tokens = int(features.shape[1])
-    if grid is None and prefix is None:
-        return _known(model, inputs, tokens)
-    if grid is None:
-        assert prefix is not None
-        if not 0 <= prefix < tokens:
-            raise SiteError(f"a prefix of {prefix} tokens was given; the site has {tokens}")
-        known = _known(model, inputs, tokens)
-        return known if known.prefix == prefix else Tokens(prefix)
-    rest = tokens - grid[0] * grid[1]
-    if rest < 0 or prefix not in (None, rest):
-        raise SiteError(f"a grid of {grid[0]} x {grid[1]} with {max(prefix or 0, 0)} prefix tokens was given; the site has {tokens} tokens")
-    return Tokens(rest, grid)
+    return laid("the site", tokens, _known(model, inputs, tokens), grid, prefix)
 
 
 def _known(model: nn.Module, inputs: Inputs, tokens: int) -> Tokens:

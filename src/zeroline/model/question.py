@@ -121,7 +121,7 @@ class Question:
 
     def _evaluate(self, rows: Tensor, samples: Tensor, t: Tensor) -> Nodes:
         """One pass over the rows, forward and backward to the site."""
-        meter = memory.Meter() if self.rows_per_pass is None else None
+        meter = memory.Meter(self.model.parameters()) if self.rows_per_pass is None else None
         points = tuple(_between(z0, z, samples, t).requires_grad_() for z0, z in zip(self.baseline_features, self.features))
         if meter is None:
             values, gradients = self._gradients(points, samples, t)

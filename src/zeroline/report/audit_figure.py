@@ -10,7 +10,7 @@ import torch
 
 from zeroline.audit import BaselineAudit
 from zeroline.report.figure import Picture
-from zeroline.report.panels import photograph
+from zeroline.report.panels import begin, photograph
 
 _BARS = 3
 _PER_LINE = 6
@@ -38,8 +38,8 @@ def figure(audit: BaselineAudit, picture: Picture | None, pictures: Mapping[str,
             photograph(above, picture, f"image x\nf = {float(audit.output[sample]):.3g}")
             bars(below, audit, audit.own[sample], "the model's own answer")
             continue
-        marked = f"{title} (advised)" if name == best else title
-        photograph(above, pictures.get(name), f"{textwrap.shorten(marked, 40)}\nf = {float(audit[name].output[sample]):.3g}")
+        marked = f"{begin(title, 34)} (advised)" if name == best else begin(title, 42)
+        photograph(above, pictures.get(name), f"{textwrap.fill(marked, 28)}\nf = {float(audit[name].output[sample]):.3g}")
         bars(below, audit, audit[name].probabilities[sample], audit.verdict(name, sample))
     failed = "".join(f"\n{name}: not to be had" for name in audit.failures)
     drawn.supxlabel(textwrap.fill(f"advice: {best or 'none of these'}: {why}", 26 * columns) + failed, fontsize=9)
@@ -49,7 +49,7 @@ def figure(audit: BaselineAudit, picture: Picture | None, pictures: Mapping[str,
 def bars(axis: Any, audit: BaselineAudit, probabilities: torch.Tensor, words: str) -> None:
     """The largest probabilities as bars, the verdict below."""
     top = probabilities.topk(min(_BARS, len(probabilities)))
-    labels = [textwrap.shorten(audit.classes[int(i)], 14, placeholder="...") for i in top.indices]
+    labels = [begin(audit.classes[int(i)], 14) for i in top.indices]
     axis.barh(range(len(labels)), top.values.tolist(), color="#4393c3")
     axis.set_yticks(range(len(labels)), labels, fontsize=7)
     axis.invert_yaxis()

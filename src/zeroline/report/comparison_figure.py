@@ -6,7 +6,7 @@ from typing import Any
 
 from zeroline.comparison import Comparison
 from zeroline.report.figure import Picture
-from zeroline.report.panels import heat_of, over, photograph, short
+from zeroline.report.panels import aside, heat_of, over, photograph, short
 
 # colours that colour-blind readers tell apart (Okabe & Ito 2008)
 PARTS = {
@@ -42,11 +42,13 @@ def figure(comparison: Comparison, picture: Picture, *, sample: int = 0) -> Any:
         axis.axis("on")
         one = comparison[label].sample(sample)
         share = "undefined" if one.relative_error is None else f"{float(one.relative_error[0]):.1%}"
+        heat = heat_of(one, comparison.lies.get(label))
         words = (
             f"at {short(one.site, 34)}\nfrom {short(one.baseline, 34)}\nsum {float(one.total[0]):.3g} of difference"
             f" {float(one.difference[0]):.3g}\nerror {float(one.error[0]):+.2g} ({share})"
+            f"{aside(float(one.total[0]), heat)}"
         )
-        over(axis, picture, heat_of(one, comparison.lies.get(label)), label, words)
+        over(axis, picture, heat, label, words)
     _budgets(below.subplots(), comparison, sample)
     return drawn
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from zeroline.comparison import Comparison
 from zeroline.maths.evidence import chance, concentration, inside
 from zeroline.report.figure import Picture
-from zeroline.report.panels import Heat, heat_of, over, photograph, short
+from zeroline.report.panels import aside, heat_of, over, photograph, short
 
 SHARE = 0.1
 _PER_LINE = 7
@@ -54,16 +54,10 @@ def figure(comparison: Comparison, picture: Picture, mask: Tensor | None = None,
         one = comparison[label].sample(sample)
         heat = heat_of(one, comparison.lies.get(label))
         local = "" if one.local_error is None else f"\nlocal error {float(one.local_error[0]):.2g}"
-        words = f"difference {float(one.difference[0]):.3g}\nerror {float(one.error[0]):+.2g}{local}{_aside(float(one.total[0]), heat)}"
+        words = f"difference {float(one.difference[0]):.3g}\nerror {float(one.error[0]):+.2g}{local}{aside(float(one.total[0]), heat)}"
         over(axis, picture, heat, short(label), words)
     _curve(below.subplots(), comparison, mask, sample)
     return drawn
-
-
-def _aside(total: float, heat: Heat | None) -> str:
-    """What lies on tokens that are no patches, where it is more than rounding."""
-    rest = 0.0 if heat is None else total - float(heat.sum())
-    return f"\n{rest:+.2g} on no patch" if abs(rest) > 1e-3 * max(abs(total), 1e-12) else ""
 
 
 def _curve(axis: Any, comparison: Comparison, mask: Tensor | None, sample: int) -> None:

@@ -55,10 +55,21 @@ def over(axis: Any, picture: Picture, heat: Heat | None, title: str, below: str)
         axis.imshow(overlay(View(picture, None, heat, limit_of(heat))))
 
 
+def aside(total: float, heat: Heat | None) -> str:
+    """What the map does not show, as a line of its own: values on class and register tokens, where they are more than rounding."""
+    rest = 0.0 if heat is None else total - float(heat.sum())
+    return f"\n{rest:+.2g} on no patch" if abs(rest) > 1e-3 * max(abs(total), 1e-12) else ""
+
+
 def blank(axis: Any) -> None:
     """No ticks."""
     axis.set_xticks([])
     axis.set_yticks([])
+
+
+def begin(name: str, most: int) -> str:
+    """A name that fits: its beginning."""
+    return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
 def short(name: str, most: int = 24) -> str:
