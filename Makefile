@@ -25,6 +25,7 @@ check: $(VENV)/ready-test
 bench: $(VENV)/ready-test
 	$(BIN)/python benchmarks/integrated_gradients.py
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/layers.py
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -10,6 +10,8 @@ up to rounding. Takes about half an hour on one core (``--images 20`` for a look
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -542,7 +544,7 @@ def agreement(rows: Sequence[Row], figure: str, sign: float) -> float:
 
 def verdict(found: Mapping[str, Any]) -> None:
     """The paper's claims beside what was measured: every number and every yes or no is computed from the rows above."""
-    print("\n## What holds here, and what does not\n")
+    print("## What holds here, and what does not\n")
     rows = []
     for name, part in found.items():
         first_order = [middle(r.error) for r in part["rows"] if r.name not in ("revised IG", "IG, Captum's default")]
@@ -628,11 +630,18 @@ def main() -> None:
         "EfficientNet-Lite0": lambda: photographs(arguments.crops),
         "MiniLM": lambda: sentences(arguments.sentences),
     }
+    found, tables = {}, io.StringIO()
+    for name, part in parts.items():
+        if arguments.only in (None, name):
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            with contextlib.redirect_stdout(tables):
+                found[name] = part()
     print(HEAD)
-    found = {name: part() for name, part in parts.items() if arguments.only in (None, name)}
     verdict(found)
-    print("![Attribution errors of the methods on digits-vit](images/study-errors.png)\n")
-    print("![Evidence inside the digit by layer and baseline](images/study-layers.png)")
+    if "digits-vit" in found:
+        print("![Attribution errors of the methods on digits-vit](images/study-errors.png)\n")
+        print("![Evidence inside the digit by layer and baseline](images/study-layers.png)")
+    print(tables.getvalue().rstrip())
 
 
 if __name__ == "__main__":

@@ -50,13 +50,14 @@ def _run(arguments):
         assert not ended.code, ended.code
 
 
-def test_the_attention_page_prints_what_it_shows():
-    page = (ROOT / "docs/attention.md").read_text()
+@pytest.mark.parametrize("name", ["attention", "baselines"])
+def test_pages_print_what_they_show(name):
+    """The Python blocks of a page, run one after the other, print its text blocks."""
+    page = (ROOT / f"docs/{name}.md").read_text()
     code, shown = (re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL) for language in ("python", "text"))
     printed = io.StringIO()
     with redirect_stdout(printed):
-        for block in code:
-            exec(compile(block, "docs/attention.md", "exec"), {})
+        exec(compile("\n".join(code), f"docs/{name}.md", "exec"), {})
     assert without_the_last_digits(printed.getvalue()) == without_the_last_digits("\n".join(shown))
 
 
@@ -66,7 +67,7 @@ def test_the_models_page_is_the_table_that_the_tests_run():
     assert (ROOT / "docs/models.md").read_text() == page(), "run: python tests/models_page.py > docs/models.md"
 
 
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/attention.md", "docs/concepts.md", "docs/models.md", "docs/performance.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES)

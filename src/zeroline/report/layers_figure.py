@@ -42,7 +42,7 @@ def figure(comparison: Comparison, picture: Picture, mask: Tensor | None = None,
     columns = -(-(1 + len(labels)) // lines)
     drawn = Figure(figsize=(1.95 * columns, 2.5 * lines + 3.2), dpi=130, facecolor="white", layout="constrained")
     first = next(iter(comparison.members.values())).sample(sample)
-    drawn.suptitle(f"{first.target[0]} from the {first.baseline} baseline, layer by layer", fontsize=12, fontweight="bold")
+    drawn.suptitle(f"The {first.target[0]} from the {first.baseline} baseline, layer by layer", fontsize=12, fontweight="bold")
     above, below = drawn.subfigures(2, 1, height_ratios=[2.5 * lines, 2.6], squeeze=False)[:, 0]
     axes = above.subplots(lines, columns, squeeze=False).flatten()
     for axis in axes:
