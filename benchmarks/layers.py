@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import torch
 from captum.attr import IntegratedGradients, LayerIntegratedGradients
-from integrated_gradients import THREADS, Logits, vit_base
 from torch import Tensor
 
 import zeroline as zl
+from integrated_gradients import THREADS, Logits, vit_base
 
 
 def seconds(side: Callable[[], object]) -> float:
