@@ -58,7 +58,7 @@ def test_pages_print_what_they_show(name):
     printed = io.StringIO()
     with redirect_stdout(printed):
         exec(compile("\n".join(code), f"docs/{name}.md", "exec"), {})
-    assert without_the_last_digits(printed.getvalue()) == without_the_last_digits("\n".join(shown))
+    assert without_the_last_digits(printed.getvalue()) == without_the_last_digits("".join(shown))
 
 
 def test_the_models_page_is_the_table_that_the_tests_run():
@@ -75,3 +75,21 @@ def test_links_to_files_lead_somewhere(page):
     text = (ROOT / page).read_text()
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (ROOT / page).parent.joinpath(link).exists(), link
+
+
+COMMANDS = sorted(
+    {line for page in PAGES for line in re.findall(r"^\$ (zeroline .*?)(?:\s{2,}#.*)?$", (ROOT / page).read_text(), flags=re.MULTILINE)}
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_is_shown_runs(command, tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    sample = zoo.samples("digits-vit")[3]
+    sample.image.save("nine.png")
+    Image.fromarray(sample.masks[0].numpy()).save("mask.png")
+    _run(shlex.split(command)[1:])
+    assert "error" not in capsys.readouterr().err
+    assert (tmp_path / "out" / "figure.png").exists()

@@ -28,7 +28,7 @@ from zeroline.errors import LoadError, NotFoundError
 FORMAT = 1
 KIND = "audit"
 NEUTRAL = 0.05  # KL from uniform over log K: up to here the model has no opinion ...
-LEANING = 0.5  # ... up to here it leans, above (or with a class above one half) it is confident
+LEANING = 0.5  # ... up to here it leans, above (or with a class above one half, 0.75 of two) it is confident
 ALIKE = 0.05  # shares of log K closer than this are no reason to prefer a baseline
 HEAD = ("baseline", "f there", "difference", "KL", "KL / log K", "entropy / log K", "top class", "probability", "distance", "verdict")
 
@@ -46,7 +46,7 @@ class Audited:
     @property
     def kl(self) -> Tensor:
         """KL(p, uniform) = log K - H(p), in nats, [batch]."""
-        p = self.probabilities.double()
+        p = self.probabilities.cpu().double()
         found: Tensor = torch.special.xlogy(p, p).sum(-1) + math.log(p.shape[-1])
         return found.clamp_min(0)
 
@@ -103,7 +103,7 @@ class BaselineAudit:
             return f"keeps the answer: the model still sees {top} with {share:.2f}{higher}"
         if opinion <= NEUTRAL:
             return f"neutral: no class above {share:.2f}{higher}"
-        if opinion > LEANING or share > 0.5:
+        if opinion > LEANING or share > max(0.5, 1.5 / len(self.classes)):
             return f"confident baseline: the model sees {top} with {share:.2f}{higher}"
         return f"leans to {top} ({share:.2f}){higher}"
 

@@ -280,6 +280,8 @@ def distribution(source: Any, *, draws: int | None = None, seed: int = 0, name: 
         if not all(isinstance(b, Baseline) for b in made):
             raise BaselineError("distribution(function) calls function(seed), which must give a baseline such as zl.baseline.noise(seed)")
         return Distribution(f"{len(made)} draws of {made[0].name}, ...", made, seed)
+    if isinstance(source, Iterable) and not isinstance(source, (Tensor, Mapping, tuple, list)):
+        source = list(source)
     if isinstance(source, Baseline):
         raise BaselineError("a distribution needs several baselines; give a list, a function of a seed, or a set of inputs")
     if isinstance(source, (list, tuple)) and any(isinstance(member, Baseline) for member in source):

@@ -69,11 +69,13 @@ class DetectionTarget:
     def _query(self, objects: Tensor, scores: Tensor, labels: Mapping[str, int]) -> int:
         """The query number in one sample; an error where the model detects nothing there."""
         found = _detected(objects, scores)
-        if self.index == BEST:
-            return int(objects.amax(-1).argmax())
-        index = int(self.index)
         count = len(scores)
         listed = ", ".join(map(str, found)) or "none"
+        if isinstance(self.index, str):
+            if not found:
+                raise TargetError(f"no detection: the model says 'no object' at all of its {count} queries")
+            return max(found, key=lambda query: float(objects[query].max()))
+        index = self.index
         if not 0 <= index < count:
             raise TargetError(f"detection {index} asked; the model has {count} queries: 0 to {count - 1}; detections: {listed}")
         if index not in found:
@@ -94,14 +96,20 @@ class DetectionTarget:
 
 def detection(index: int | str = BEST, label: int | str = BEST) -> DetectionTarget:
     """The class logit of one detection: a query number, or ``"top"``; of its own top class on x, or of ``label``."""
-    return DetectionTarget(index, label)
+    return DetectionTarget(_known(index), label)
 
 
 def box(index: int | str, coordinate: str) -> DetectionTarget:
     """A coordinate of one detection's box, in shares of the image: cx, cy, width, height, left, top, right or bottom."""
     if coordinate not in COORDINATES:
         raise NotFoundError.among("box coordinate", coordinate, COORDINATES)
-    return DetectionTarget(index, coordinate=coordinate)
+    return DetectionTarget(_known(index), coordinate=coordinate)
+
+
+def _known(index: int | str) -> int | str:
+    if index == BEST or (isinstance(index, int) and not isinstance(index, bool)):
+        return index
+    raise TargetError(f"detection {index!r} asked; give a query number, or 'top' for the one with the highest class score")
 
 
 def _outputs(output: Any) -> tuple[Tensor, Tensor]:

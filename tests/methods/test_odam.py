@@ -1,5 +1,7 @@
 """ODAM is its paper's formula, on any target and on the detections of a DETR."""
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 import torch
@@ -128,14 +130,45 @@ def test_any_detector_is_explained_through_a_callable(detector):
     assert torch.allclose(found.values, a * g, atol=1e-12)
 
 
-def test_the_best_detection_of_each_sample_may_be_another_query(detector):
+def test_the_best_detection_is_the_highest_class_score_among_queries_that_detect_something(detector):
     model, inputs = detector
-    found = zl.odam(model, inputs, target=zl.target.detection(), site=site_of(model), baseline=zl.baseline.zeros())
+    one = {"pixel_values": inputs["pixel_values"][:1]}
+    there = objects(model, one)
+    assert 0 < len(there) < 5
+    found = zl.odam(model, one, target=zl.target.detection(), site=site_of(model), baseline=zl.baseline.zeros())
     with torch.no_grad():
-        scores = model(**inputs).logits[..., :4]
-    assert torch.allclose(found.output, scores.flatten(1).amax(1))
-    chosen = zl.target.detection(label="bus").resolve(model(**inputs), {"cat": 0, "dog": 1, "cup": 2, "bus": 3})
-    assert chosen.classes.tolist() == [3, 3]
+        output = model(**one)
+    assert float(found.output) == pytest.approx(float(output.logits[0, there, :4].max()), abs=1e-12)
+    chosen = zl.target.detection(label="bus").resolve(output, {"cat": 0, "dog": 1, "cup": 2, "bus": 3})
+    assert chosen.classes.tolist() == [3]
+    assert chosen.queries.tolist()[0] in there
+
+
+class Detections:
+    """What a detector of three queries and two classes gives; the second query has the highest class logit, and is empty."""
+
+    labels = MappingProxyType({"cat": 0, "dog": 1})
+
+    @staticmethod
+    def output(bias=0.0):
+        logits = torch.tensor([[[1.0, 0.0, 0.0], [5.0, 0.0, 9.0], [0.0, 2.0, 0.0]], [[3.0, 0.0, 0.0], [0.0, 0.0, 9.0], [0.0, 2.0, 0.0]]])
+        logits[..., 2] += bias
+        return {"logits": logits, "pred_boxes": torch.rand(2, 3, 4)}
+
+
+def test_the_best_detection_may_be_another_query_in_each_sample_and_is_never_an_empty_one():
+    chosen = zl.target.detection().resolve(Detections.output(), Detections.labels)
+    assert chosen.queries.tolist() == [2, 0]
+    assert chosen.describe(2) == ("logit of dog at detection 2", "logit of cat at detection 0")
+    with pytest.raises(TargetError, match="the model says 'no object' at all of its 3 queries"):
+        zl.target.detection().resolve(Detections.output(20.0), Detections.labels)
+
+
+@pytest.mark.parametrize("index", ["best", 1.7, [1, 2], True, None])
+def test_an_index_is_a_query_number_or_top(index):
+    for make in (zl.target.detection, lambda i: zl.target.box(i, "left")):
+        with pytest.raises(TargetError, match="give a query number, or 'top'"):
+            make(index)
 
 
 def test_no_detection_at_that_index_is_one_clear_error(detector):

@@ -46,7 +46,7 @@ def baselines(
     inputs = loaded.preprocess(picture)
     with show.results_folder(out):
         with show.progress("baselines") as report:
-            known, failures = _settled(loaded.model, inputs, asked)
+            known, failures = _settled(loaded.model, inputs, asked, site)
             audit = audit_baseline(loaded.model, inputs, read_target(target, loaded.labels), list(known.values()), site=site, progress=report)
             audit = replace(audit, failures={**audit.failures, **failures})
         pictures = {name: show.baseline_picture(loaded, inputs, known[name], audit.site) for name in audit.baselines}
@@ -62,7 +62,7 @@ def baselines(
         raise typer.Exit(1)
 
 
-def _settled(model: nn.Module, inputs: Any, asked: Sequence[Baseline | Distribution]) -> tuple[dict[str, Baseline], dict[str, str]]:
+def _settled(model: nn.Module, inputs: Any, asked: Sequence[Baseline | Distribution], site: str | None) -> tuple[dict[str, Baseline], dict[str, str]]:
     """Baselines with their recipes followed, so that the picture is of what was audited, under names of their own; and why others failed.
 
     Raises NotNeutralError where none is left.
@@ -70,13 +70,13 @@ def _settled(model: nn.Module, inputs: Any, asked: Sequence[Baseline | Distribut
     known: dict[str, Baseline] = {}
     failures: dict[str, str] = {}
     for one in (draw for each in asked for draw in (each.draws if isinstance(each, Distribution) else (each,))):
-        name = one.name if one.name not in known else f"{one.name} ({len(known)})"
+        name = one.name if one.name not in known and one.name not in failures else f"{one.name} ({len(known) + len(failures)})"
         try:
-            known[name] = replace(settle_one(model, inputs, one), name=name)
+            known[name] = replace(settle_one(model, inputs, one, site), name=name)
         except NotNeutralError as problem:
             failures[name] = str(problem)
-            if len(failures) == len(asked):
-                raise
+    if not known:
+        raise NotNeutralError(next(iter(failures.values())))
     return known, failures
 
 

@@ -84,7 +84,7 @@ def answer(
         started = time.perf_counter()
         with show.progress("gradient evaluations") as report, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            baseline = settle(loaded.model, inputs, baseline)
+            baseline = settle(loaded.model, inputs, baseline, site)
             if "progress" in inspect.signature(METHODS[method]).parameters:
                 options = {**options, "progress": report}
             attribution = METHODS[method](loaded.model, inputs, target=target, site=site, baseline=baseline, **options)

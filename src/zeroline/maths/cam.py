@@ -25,6 +25,7 @@ from torch import Tensor
 
 from zeroline.baseline import blurred
 from zeroline.errors import SiteError, UsageError
+from zeroline.maths.grids import channels_last
 from zeroline.relevance import Tokens
 
 STAGES = ("truncation", "pooling", "smoothing", "rectification", "normalisation")
@@ -48,8 +49,8 @@ class Changes:
 def stages(step: Tensor, gradient: Tensor, changes: Changes, lie: Tokens) -> dict[str, Tensor]:
     """Values after each of ``STAGES`` (the same as before where it is off): name -> tensor with the shape of ``step``.
 
-    ``step`` z - z0 and ``gradient`` g are [batch, channels, height, width] or [batch, tokens, width]; ``lie`` says which tokens are
-    positions and how they lie. Raises SiteError for features that have no positions, or no grid where one is needed.
+    ``step`` z - z0 and ``gradient`` g are [batch, channels, height, width], [batch, height, width, channels] or [batch, tokens, width];
+    ``lie`` says which tokens are positions and how they lie. Raises SiteError for features that have no positions, or no grid where one is needed.
     """
     s, laid = _positions(step, lie)
     g, _ = _positions(gradient, lie)
@@ -91,7 +92,7 @@ def _normalised(values: Tensor, laid: Tensor) -> Tensor:
 def _positions(tensor: Tensor, lie: Tokens) -> tuple[Tensor, bool]:
     """[batch, channels, *positions] without class and register tokens, and whether positions lie on a grid."""
     if tensor.ndim == 4:
-        return tensor, True
+        return (tensor.movedim(-1, 1) if channels_last(tensor, lie.grid) else tensor), True
     if tensor.ndim != 3:
         raise SiteError(
             f"features of shape {tuple(tensor.shape)} have no positions;"
@@ -110,5 +111,5 @@ def _positions(tensor: Tensor, lie: Tokens) -> tuple[Tensor, bool]:
 def _back(values: Tensor, own: Tensor, lie: Tokens) -> Tensor:
     """The shape of the features again, class and register tokens as they were."""
     if own.ndim == 4:
-        return values
+        return values.movedim(1, -1) if channels_last(own, lie.grid) else values
     return torch.cat([own[:, : lie.prefix], values.flatten(2).transpose(1, 2)], 1)

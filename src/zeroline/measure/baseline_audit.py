@@ -54,7 +54,7 @@ def audit_baseline(
     failures: dict[str, str] = {}
     frame: dict[str, Any] = {}
     for number, baseline in enumerate(candidates):
-        name = baseline.name if baseline.name not in audited else f"{baseline.name} ({number})"
+        name = baseline.name if baseline.name not in audited and baseline.name not in failures else f"{baseline.name} ({number})"
         try:
             with ask(model, inputs, target=target, site=site, baseline=baseline) as question:
                 if not frame:
@@ -105,8 +105,8 @@ def _distribution(question: Question, features: Features) -> Tensor:
     """softmax of the class scores with these features at the site: [batch, K], float64."""
     try:
         scores = class_scores(question.outputs(question.inputs, features))
-    except TargetError as problem:
-        raise BaselineError(f"an audit reads the model's class scores [batch, classes]: {problem}") from None
+    except TargetError:
+        raise BaselineError("an audit reads the model's class scores [batch, classes], and its output has none") from None
     require_classes(scores, "an audit")
     return scores.to(question.output).softmax(-1)
 

@@ -14,7 +14,7 @@ from torch import nn
 from zeroline.baseline import BaselineLike, zeros
 from zeroline.comparison import Comparison
 from zeroline.errors import NotFoundError, RunError, UsageError
-from zeroline.measure.layers import lie_of, said_of
+from zeroline.measure.layers import lie_of, require_options, said_of
 from zeroline.methods import CAMS, METHODS
 from zeroline.model.blocks import cam_site
 from zeroline.model.inputs import Inputs
@@ -33,7 +33,7 @@ def compare(
     *,
     target: TargetLike,
     baseline: BaselineLike,
-    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = DEFAULT,
+    methods: str | Sequence[str] | Mapping[str, Mapping[str, Any]] = DEFAULT,
     site: SiteLike = None,
     grid_site: SiteLike = None,
     grid: tuple[int, int] | None = None,
@@ -58,6 +58,8 @@ def compare(
     Raises:
         The method's error, where every method fails; NotFoundError for a name that is no method.
     """
+    if isinstance(methods, str):
+        methods = [methods]
     asked = {name: {"method": name} for name in methods} if not isinstance(methods, Mapping) else {k: dict(v) for k, v in methods.items()}
     if not asked:
         raise UsageError("compare was asked of no methods")
@@ -65,9 +67,10 @@ def compare(
         name = one.setdefault("method", label)
         if name not in METHODS:
             raise NotFoundError.among("method", str(name), METHODS, "see `zeroline methods`")
+        require_options(name, one.keys() - {"method", "site", "baseline"})
     if grid_site is None and any(one["method"] in CAMS and "site" not in one for one in asked.values()):
         grid_site = cam_site(model, inputs, target)
-    baseline, known = settle(model, inputs, baseline), Inputs.of(model, inputs)
+    baseline, known = settle(model, inputs, baseline, site), Inputs.of(model, inputs)
     members, lies, failures = {}, {}, {}
     first: RunError | None = None
     for number, (label, one) in enumerate(asked.items()):

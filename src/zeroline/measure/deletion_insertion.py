@@ -31,7 +31,10 @@ class Curves:
     target: tuple[str, ...]
 
     def area(self, which: str) -> Tensor:
-        """Mean of a curve as a share of the way from f(baseline) to f(x), [batch]: low is good for deletion, high for insertion."""
+        """Mean of a curve as a share of the way from f(baseline) to f(x), [batch]: low is good for deletion, high for insertion.
+
+        NaN where f(x) is f(baseline): there is no way.
+        """
         curve: Tensor = getattr(self, which)
         low, high = self.insertion[:, 0], self.deletion[:, 0]
         return (torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1) - low) / (high - low)
@@ -61,6 +64,10 @@ def deletion_insertion(
     with ask(model, inputs, target=target, site=site, baseline=baseline) as question:
         if len(question.features) != 1:
             raise UsageError("deletion and insertion need one site, not a joint one")
+        if steps < 1:
+            raise UsageError(f"steps={steps} was asked; 1 or more")
+        if not bool(maps.isfinite().all()):
+            raise UsageError("the maps hold NaN or infinity: they have no order")
         order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
         place = _placed(rank.view(maps.shape).to(question.features[0].device), question.features[0])

@@ -34,6 +34,7 @@ class ErrorBudget:
     normalisation          values divided by the largest of the map
     quadrature             finitely many nodes along the path: integrated gradients
     discrete_gradient      the error shared out by a closure (minus what was left)
+    rounding               of means over the draws of a distribution to the features' dtype
     unaccounted            a method that does not say: all of its error
     =====================  ==================================================================================
 

@@ -7,8 +7,9 @@ before the site nothing runs again (suffix execution).
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,14 +17,15 @@ from torch import nn
 
 from zeroline.baseline import BaselineLike
 from zeroline.comparison import Comparison
-from zeroline.errors import NotFoundError, RunError, SiteError
+from zeroline.errors import InputError, NotFoundError, RunError, SiteError, UsageError
 from zeroline.methods import METHODS
 from zeroline.model.blocks import default_sites
 from zeroline.model.inputs import Inputs
 from zeroline.model.positions import positions_of
 from zeroline.model.reference import settle_sites
+from zeroline.model.shared import sharing
 from zeroline.relevance import Tokens
-from zeroline.site import SiteLike, as_site
+from zeroline.site import Site, SiteLike, as_site
 from zeroline.target import TargetLike
 
 Progress = Callable[[int, int | None], None]
@@ -35,7 +37,7 @@ def layers(
     *,
     target: TargetLike,
     baseline: BaselineLike,
-    sites: Sequence[SiteLike] | None = None,
+    sites: Sequence[SiteLike] | SiteLike = None,
     method: str = "integrated_gradients",
     grid: tuple[int, int] | None = None,
     prefix: int | None = None,
@@ -61,25 +63,31 @@ def layers(
     """
     if method not in METHODS:
         raise NotFoundError.among("method", method, METHODS, "see `zeroline methods`")
-    asked: list[SiteLike] = list(dict.fromkeys(default_sites(model, inputs) if sites is None else sites))
+    require_options(method, options)
+    given = [sites] if isinstance(sites, (str, Site, nn.Module)) else sites
+    asked: list[SiteLike] = list(dict.fromkeys(default_sites(model, inputs) if given is None else given))
     if not asked:
         raise SiteError("layers was asked of no sites; give names, or leave sites out for the input and every block")
     members, lies, failures = {}, {}, {}
     known = Inputs.of(model, inputs)
     first: RunError | None = None
-    for number, (site, at) in enumerate(zip(asked, settle_sites(model, inputs, baseline, asked))):
-        label = str(as_site(site))
-        try:
-            with said_of(label):
-                found = METHODS[method](model, inputs, target=target, site=site, baseline=at, **options)
-            members[found.site], lies[found.site] = found, lie_of(model, known, found, grid, prefix)
-        except RunError as problem:
-            first = first or problem
-            failures[label] = str(problem)
-        if progress:
-            progress(number + 1, len(asked))
+    settled = settle_sites(model, inputs, baseline, asked)
+    with sharing(model):
+        for number, (site, at) in enumerate(zip(asked, settled)):
+            label = str(as_site(site))
+            try:
+                with said_of(label):
+                    found = METHODS[method](model, inputs, target=target, site=site, baseline=at, **options)
+                members[found.site], lies[found.site] = found, lie_of(model, known, found, grid, prefix)
+            except RunError as problem:
+                first = first or problem
+                failures[label] = str(problem)
+            if progress:
+                progress(number + 1, len(asked))
     if not members and first is not None:
         raise first
+    if grid is not None and all(lie.grid != tuple(grid) for lie in lies.values()):
+        raise InputError(f"a grid of {grid[0]} x {grid[1]} with {prefix or 'no'} prefix tokens given fits no site: {', '.join(lies)}")
     return Comparison(members, lies, failures)
 
 
@@ -88,14 +96,28 @@ def said_of(label: str) -> Iterator[None]:
     """Warnings of the block, with the member that they are about."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield
-    for one in caught:
+        try:
+            yield
+        finally:
+            kept = list(caught)
+    for one in kept:
         warnings.warn(f"{label}: {one.message}", one.category, stacklevel=4)
 
 
 def lie_of(model: nn.Module, inputs: Inputs, found: Any, grid: tuple[int, int] | None, prefix: int | None) -> Tokens:
-    """How the values of a record lie. A grid that was given is for sites of tokens; an image has its own."""
+    """How the values of a record lie. A grid that was given is for sites of so many tokens; others have their own."""
     values = next(iter(found.parts.values()))
-    if values.ndim == 4:
-        grid, prefix = None, None
-    return positions_of(model, inputs, values, grid, prefix)
+    if values.ndim == 3 and (grid is not None or prefix is not None):
+        try:
+            return positions_of(model, inputs, values, grid, prefix)
+        except UsageError:
+            pass  # a grid is given for one kind of site; this is another
+    return positions_of(model, inputs, values)
+
+
+def require_options(method: str, options: Iterable[str]) -> None:
+    """Raise where a method of ``METHODS`` does not take an option."""
+    possible = [p for p in inspect.signature(METHODS[method]).parameters if p not in ("model", "inputs", "target", "site", "baseline")]
+    for name in options:
+        if name not in possible:
+            raise NotFoundError.among(f"option of {method}", name, possible)

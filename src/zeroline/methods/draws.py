@@ -40,10 +40,9 @@ def mean_of(found: Sequence[Attribution], baseline: Distribution) -> Attribution
     first = found[0]
     figures: dict[str, Any] = {name: _mean([getattr(one, name) for one in found]) for name in _AVERAGED}
     errors = torch.stack([one.error for one in found])
-    return replace(
+    mean = replace(
         first,
         parts={name: _mean_values([one.parts[name] for one in found]) for name in first.parts},
-        budget={name: torch.stack([one.budget[name] for one in found]).mean(0) for name in first.budget},
         baseline=baseline.name,
         evaluations=torch.stack([one.evaluations for one in found]).sum(0),
         forward_passes=sum(one.forward_passes for one in found),
@@ -53,6 +52,15 @@ def mean_of(found: Sequence[Attribution], baseline: Distribution) -> Attribution
         seed=baseline.seed,
         **figures,
     )
+    budget = {name: torch.stack([one.budget[name] for one in found]).mean(0) for name in first.budget}
+    if budget and first_dtype(mean) != torch.float64:
+        budget["rounding"] = mean.error - torch.stack(list(budget.values())).sum(0)  # of the mean values to the features' dtype
+    return replace(mean, budget=budget)
+
+
+def first_dtype(record: Attribution) -> torch.dtype:
+    """The dtype of the values."""
+    return next(iter(record.parts.values())).dtype
 
 
 _AVERAGED = ("output", "baseline_output", "reference_output", "local_error", "map_error", "raw_error", "baseline_kl")

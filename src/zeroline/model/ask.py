@@ -21,7 +21,8 @@ from zeroline.model.identity import Memory
 from zeroline.model.inputs import Inputs
 from zeroline.model.places import Place, resolve, run
 from zeroline.model.question import Features, Question, check_gradients, checked, differentiate, double, fit
-from zeroline.model.reference import reference_inputs, settled
+from zeroline.model.reference import like_those_of_x, reference_inputs, settled
+from zeroline.model.shared import current
 from zeroline.model.state import untouched
 from zeroline.model.suffix import Axes, Prefix, Shapes, Unsound
 from zeroline.site import SiteLike, as_site
@@ -75,7 +76,8 @@ def labels_of(model: nn.Module) -> Mapping[str, int]:
 
 def _at_x(model: nn.Module, inputs: Inputs, places: tuple[Place, ...], target: Target, baseline: Baseline, gradient: bool, replay: bool) -> Question:
     """The pass at x: features, f(x), and where asked the gradient at z and the recording of the prefix."""
-    prefix = Prefix(model, places) if replay and inputs.repeatable else None
+    shared = current(model)
+    prefix = Prefix(model, places, shared.outputs(inputs) if shared else None) if replay and inputs.repeatable else None
     if prefix is not None and not prefix.modules:
         prefix = None
     leaves: dict[int, Tensor] = {}
@@ -142,7 +144,7 @@ def _measure_baseline(question: Question) -> None:
     if other is None:
         question.baseline_features = _at_site(baseline, question.features)
     else:
-        question.reference_output, found = question.forward(other, question.everyone(), None)
+        question.reference_output, found = _forward_shared(question, other, None)
         question.baseline_features = tuple(fit(z0, z, place) for z0, z, place in zip(found, question.features, places))
     source = cut.probe(question.inputs) if other is None else other
     key = _signature(question, source)
@@ -150,6 +152,8 @@ def _measure_baseline(question: Question) -> None:
     if question.prefix is not None:
         axes = _axes.get(question.model, _structure(question))
         question.prefix.axes = axes if axes is not None and axes.keys() == question.prefix.outputs.keys() else None
+        if question.prefix.axes is None:
+            _take_up_axes(question)
     axes_missing = question.prefix is not None and question.prefix.axes is None
     if question.is_cut and question.reference_output is not None and not axes_missing:
         question.baseline_output = question.reference_output
@@ -174,7 +178,7 @@ def _at_site(baseline: Baseline, features: Features) -> Features:
     """z0 of a baseline at the site: known features, or filled in."""
     if not baseline.features:
         return tuple(baseline(z) for z in features)
-    return tuple(baseline.checked(z0, z) for z0, z in zip(baseline.features, features))
+    return tuple(like_those_of_x(baseline, z0, z) for z0, z in zip(baseline.features, features))
 
 
 def _do_baseline(question: Question) -> Tensor:
@@ -188,13 +192,41 @@ def _do_baseline(question: Question) -> Tensor:
     features = tuple(z0.index_select(0, longer.to(z0.device)) for z0 in question.baseline_features)
     with prefix.measured(shapes):
         values, _ = question.forward(question.inputs.rows(longer), longer, features)
+    shared = current(question.model)
+    if shared is not None:
+        shared.longer[question.batch] = shapes
+    _find_axes(question, prefix, shapes)
+    return values[: question.batch]
+
+
+def _find_axes(question: Question, prefix: Prefix, shapes: Shapes) -> None:
+    """The batch dimensions of what the prefix recorded, from its shapes here and at one row more; no replay where they are none."""
     try:
-        prefix.axes = prefix.find_axes(shapes, question.batch, len(longer))
+        prefix.axes = prefix.find_axes(shapes, question.batch, question.batch + 1)
     except Unsound as reason:
         question.prefix, question.execution = None, f"full: {reason}"
     else:
         _axes.put(question.model, _structure(question), prefix.axes)
-    return values[: question.batch]
+
+
+def _take_up_axes(question: Question) -> None:
+    """The same from the shapes that an earlier question about these inputs has measured, where there is one."""
+    shared, prefix = current(question.model), question.prefix
+    shapes = shared.longer.get(question.batch) if shared is not None else None
+    if shapes is not None and prefix is not None and prefix.outputs.keys() <= shapes.keys():
+        _find_axes(question, prefix, shapes)
+
+
+def _forward_shared(question: Question, inputs: Inputs, features: Features | None) -> tuple[Tensor, Features]:
+    """A plain pass on other inputs; where passes are shared, modules before the site are taken up from an earlier one."""
+    shared = current(question.model)
+    before = Prefix(question.model, question.places, shared.outputs(inputs)) if shared is not None and inputs.repeatable else None
+    if before is None or not before.modules:
+        return question.forward(inputs, question.everyone(), features)
+    try:
+        return question.forward(inputs, question.everyone(), features, before)
+    except Unsound:
+        return question.forward(inputs, question.everyone(), features)
 
 
 def _structure(question: Question) -> object:
@@ -223,7 +255,7 @@ def _prove_suffix(question: Question) -> None:
     """Compare the replayed model with the full run at t = 0, in other rows; run everything where they differ."""
     prefix = question.prefix
     assert prefix is not None
-    samples = torch.cat([question.everyone().flip(0), torch.zeros(2, dtype=torch.long)])
+    samples = torch.cat([question.everyone().flip(0), torch.zeros(1, dtype=torch.long)])
     features = tuple(z0.index_select(0, samples.to(z0.device)) for z0 in question.baseline_features)
 
     def transform(i: int, tensor: Tensor) -> Tensor:
@@ -250,7 +282,7 @@ def _test_cut(question: Question, source: Inputs, key: object) -> bool | None:
     """Run ``source`` (x0, or a probe) with the site's features of x; see ``model.cut``."""
 
     def run_other(mixed: bool) -> Tensor:
-        return question.forward(source, question.everyone(), question.features if mixed else None)[0]
+        return _forward_shared(question, source, question.features if mixed else None)[0]
 
     try:
         answer = cut.test(question.resolution, question.output, run_other, question.reference_output)

@@ -71,18 +71,23 @@ def _felt(gradient: Tensor) -> int:
 
 
 def _entries(model: nn.Module) -> set[str]:
-    """Names of the composite entries of the outermost lists of modules."""
+    """Names of the composite entries of the outermost lists of modules; a list of one entry that holds such lists is looked into."""
     found: set[str] = set()
 
     def visit(name: str, module: nn.Module) -> None:
         for child_name, child in module.named_children():
             full = f"{name}.{child_name}" if name else child_name
-            entries = [(f"{full}.{n}", c) for n, c in child.named_children()] if isinstance(child, _LISTS) else []
-            composite = [n for n, c in entries if next(c.children(), None) is not None]
-            if len(entries) > 1 and len(composite) == len(entries):
-                found.update(composite)
+            entries = _composite(child)
+            if len(entries) > 1 or (entries and not any(_composite(inner) for inner in child.modules() if inner is not child)):
+                found.update(f"{full}.{entry}" for entry in entries)
             else:
                 visit(full, child)
 
     visit("", model)
     return found
+
+
+def _composite(module: nn.Module) -> list[str]:
+    """The entries of a list of modules all of which are made of modules; none where it is no such list."""
+    entries = list(module.named_children()) if isinstance(module, _LISTS) else []
+    return [name for name, _ in entries] if all(next(entry.children(), None) is not None for _, entry in entries) else []

@@ -58,7 +58,7 @@ def resolve(model: nn.Module, inputs: Inputs, site: Site) -> tuple[Place, ...]:
     if site.kind == "input":
         return (Place(input=inputs.only_floating(site.name)),)
     if site.kind == "embedding":
-        name, call = _embedding_of(model, inputs, site.name)
+        name, call = embedding_of(model, inputs, site.name)
         return (Place(module=name, call=call),)
     if site.kind == "attention":
         return (Place(module=_one_match(model, site.name) if site.name else "", call=site.call, attention=True),)
@@ -199,7 +199,7 @@ class _Found(Exception):
     """Ends a forward pass early: the embedding is known."""
 
 
-def _embedding_of(model: nn.Module, inputs: Inputs, asked: str | None) -> tuple[str, int]:
+def embedding_of(model: nn.Module, inputs: Inputs, asked: str | None) -> tuple[str, int]:
     """Name and call of the ``nn.Embedding`` that looks up the id input ``asked`` (or any id input, the first that is)."""
     ids = inputs.ids()
     if asked is not None and asked not in ids:

@@ -23,10 +23,12 @@ _LINE = Tokens()
 def positions_of(model: nn.Module, inputs: Inputs, features: Tensor, grid: tuple[int, int] | None = None, prefix: int | None = None) -> Tokens:
     """Class and register tokens before the positions, and the rows and columns of the rest (None: a line).
 
+    Features of four dimensions are [batch, channels, height, width], unless the picture's shape says [batch, height, width, channels].
+
     Raises SiteError or InputError where a grid or prefix is given that does not fit the features.
     """
     if features.ndim == 4:
-        height, width = int(features.shape[2]), int(features.shape[3])
+        height, width = _rows_and_columns(inputs, features)
         if grid not in (None, (height, width)) or prefix:
             raise SiteError(
                 f"a grid of {grid} with {prefix or 0} prefix tokens was given; the features are a grid of {height} x {width} by themselves"
@@ -36,6 +38,20 @@ def positions_of(model: nn.Module, inputs: Inputs, features: Tensor, grid: tuple
         return _LINE
     tokens = int(features.shape[1])
     return laid("the site", tokens, _known(model, inputs, tokens), grid, prefix)
+
+
+def _rows_and_columns(inputs: Inputs, features: Tensor) -> tuple[int, int]:
+    """Of [batch, channels, height, width], or of [batch, height, width, channels] where only that is the picture's shape, scaled down."""
+    _, a, b, c = features.shape
+    pictures = [t.shape[-2:] for t in inputs.floating().values() if t.ndim == 4]
+    last = any(_scaled(a, b, *size) for size in pictures) and not any(_scaled(b, c, *size) for size in pictures)
+    return (int(a), int(b)) if last else (int(b), int(c))
+
+
+def _scaled(rows: int, columns: int, height: int, width: int) -> bool:
+    """Can a stride bring (height, width) down to (rows, columns), whichever way it rounds?"""
+    low, high = (height / (rows + 1), height / max(rows - 1, 0.5)), (width / (columns + 1), width / max(columns - 1, 0.5))
+    return rows > 0 and columns > 0 and max(low[0], high[0]) < min(low[1], high[1])
 
 
 def _known(model: nn.Module, inputs: Inputs, tokens: int) -> Tokens:

@@ -76,23 +76,29 @@ class Question:
         """Indices of all samples, in order."""
         return torch.arange(self.batch)
 
-    def forward(self, inputs: Inputs, samples: Tensor, features: Features | None) -> tuple[Tensor, Features]:
-        """f and the features at the places for one plain pass; ``features`` replaces them where given."""
+    def forward(self, inputs: Inputs, samples: Tensor, features: Features | None, before: Prefix | None = None) -> tuple[Tensor, Features]:
+        """f and the features at the places for one plain pass; ``features`` replaces them where given.
+
+        ``before`` takes up (and keeps) what modules before the site gave for the same inputs.
+        """
         seen: dict[int, Tensor] = {}
-        output = self.outputs(inputs, features, seen)
+        output = self.outputs(inputs, features, seen, before)
         return self.read(output, samples), tuple(seen[i] for i in range(len(self.places)))
 
     @torch.no_grad()
-    def outputs(self, inputs: Inputs, features: Features | None, seen: dict[int, Tensor] | None = None) -> Any:
+    def outputs(self, inputs: Inputs, features: Features | None, seen: dict[int, Tensor] | None = None, before: Prefix | None = None) -> Any:
         """The model's own output for one plain pass, with ``features`` at the places where given; ``seen`` collects those found there."""
 
         def transform(i: int, tensor: Tensor) -> Tensor:
+            if before is not None:
+                before.reached()
             if seen is not None:
                 seen[i] = tensor.detach().clone()
             return tensor if features is None else fit(features[i], tensor, self.places[i]).clone()
 
         self.forward_passes += 1
-        return run(self.model, inputs, self.places, transform)
+        with nullcontext() if before is None else before.recorded():
+            return run(self.model, inputs, self.places, transform)
 
     def read(self, output: Any, samples: Tensor, t: Tensor | None = None) -> Tensor:
         """f [rows] in float64, checked: one finite number per row."""

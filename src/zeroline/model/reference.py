@@ -19,7 +19,7 @@ from zeroline.errors import BaselineError, InputError
 from zeroline.model import normalisation
 from zeroline.model.inputs import Inputs
 from zeroline.model.neutral import Bounds, descend
-from zeroline.model.places import Place, resolve, run
+from zeroline.model.places import Place, embedding_of, resolve, run
 from zeroline.model.state import untouched
 from zeroline.site import SiteLike, as_site
 
@@ -31,7 +31,7 @@ def reference_inputs(model: nn.Module, inputs: Inputs, baseline: Baseline, place
     """x0: the complete inputs that an input baseline stands for. Other inputs of one sample serve a whole batch."""
     if baseline.inputs is not None:
         return _as_many(Inputs.of(model, baseline.inputs), inputs, baseline)
-    names = [place.input for place in places if place.input] or [main_input(model, inputs, baseline)]
+    names = input_names(model, inputs, baseline, places)
     norm = normalisation.of(model)
     return inputs.with_values({name: baseline(inputs.tensors[name], norm) for name in names})
 
@@ -46,6 +46,11 @@ def _as_many(other: Inputs, inputs: Inputs, baseline: Baseline) -> Inputs:
             shape = "nothing" if found is None else str(tuple(found.shape))
             raise BaselineError(f"baseline {baseline.name!r} gives {shape} for input {name!r}; x has {tuple(tensor.shape)}")
     return other
+
+
+def input_names(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places) -> list[str]:
+    """The inputs that an input baseline fills: those that the site names, else the model's main one."""
+    return [place.input for place in places if place.input] or [main_input(model, inputs, baseline)]
 
 
 def main_input(model: nn.Module, inputs: Inputs, baseline: Baseline) -> str:
@@ -63,17 +68,21 @@ def main_input(model: nn.Module, inputs: Inputs, baseline: Baseline) -> str:
         raise
 
 
-def settle(model: nn.Module, inputs: Any, baseline: BaselineLike) -> Baseline | Distribution:
-    """A baseline whose recipe, if it is at the input, has been followed: for several questions about the same inputs."""
+def settle(model: nn.Module, inputs: Any, baseline: BaselineLike, site: SiteLike = None) -> Baseline | Distribution:
+    """A baseline whose recipe, if it is at the input, has been followed: for several questions about the same inputs.
+
+    ``site`` tells which inputs are meant where a model has several.
+    """
     if isinstance(baseline, Distribution):
-        return replace(baseline, draws=tuple(settle_one(model, inputs, draw) for draw in baseline.draws))
-    return settle_one(model, inputs, as_baseline(baseline))
+        return replace(baseline, draws=tuple(settle_one(model, inputs, draw, site) for draw in baseline.draws))
+    return settle_one(model, inputs, as_baseline(baseline), site)
 
 
 def settle_sites(model: nn.Module, inputs: Any, baseline: BaselineLike, sites: Sequence[SiteLike]) -> list[Baseline | Distribution]:
     """One baseline for each of several sites, its recipe followed once for all of them (the mean of a set: one pass over the set)."""
     if not isinstance(baseline, Baseline) or not isinstance(baseline.recipe, MeanOf) or baseline.at == "input":
-        return [settle(model, inputs, baseline)] * len(sites)
+        named = [site for site in sites if _names_an_input(site)]
+        return [settle(model, inputs, baseline, named[0] if named else None)] * len(sites)
     with untouched(model):
         known = Inputs.of(model, inputs)
         places = [resolve(model, known, as_site(site)) for site in sites]
@@ -82,12 +91,18 @@ def settle_sites(model: nn.Module, inputs: Any, baseline: BaselineLike, sites: S
         return [replace(baseline, recipe=None, features=tuple(means[place] for place in own)) for own in places]
 
 
-def settle_one(model: nn.Module, inputs: Any, baseline: Baseline) -> Baseline:
+def _names_an_input(site: SiteLike) -> bool:
+    known = as_site(site)
+    return (known.kind == "input" and known.name is not None) or any(_names_an_input(part) for part in known.joint)
+
+
+def settle_one(model: nn.Module, inputs: Any, baseline: Baseline, site: SiteLike = None) -> Baseline:
     """As ``settle``, for a single baseline."""
     if baseline.recipe is None or baseline.at == "site":
         return baseline
     with untouched(model):
-        return settled(model, Inputs.of(model, inputs), baseline, ())
+        known = Inputs.of(model, inputs)
+        return settled(model, known, baseline, resolve(model, known, as_site(site)) if _names_an_input(site) else ())
 
 
 def settled(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places) -> Baseline:
@@ -98,11 +113,17 @@ def settled(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places
     return replace(follow[type(baseline.recipe)](model, inputs, baseline, places), recipe=None)
 
 
-def _other_words(model: nn.Module, inputs: Inputs, baseline: Baseline, _: Places) -> Baseline:
+def _other_words(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places) -> Baseline:
     recipe = baseline.recipe
     assert isinstance(recipe, Replaced)
     name = _word_input(model, inputs, baseline)
     ids = inputs.tensors[name]
+    module, _ = embedding_of(model, inputs, name)
+    embedding = model.get_submodule(module)
+    assert isinstance(embedding, nn.Embedding)
+    entries = embedding.num_embeddings
+    if not 0 <= recipe.token < entries:
+        raise BaselineError(f"token {recipe.token} asked for every word; the embedding {module!r} has {entries} entries: 0 to {entries - 1}")
     keep = torch.isin(ids, torch.tensor(recipe.keep, dtype=ids.dtype, device=ids.device))
     changed = torch.where(keep, ids, torch.full_like(ids, recipe.token))
     return replace(baseline, inputs=inputs.with_values({name: changed}))
@@ -123,7 +144,7 @@ def _mean(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places) 
     recipe = baseline.recipe
     assert isinstance(recipe, MeanOf)
     if baseline.at == "input":
-        places = (Place(input=main_input(model, inputs, baseline)),)
+        places = tuple(Place(input=name) for name in input_names(model, inputs, baseline, places))
     totals: list[Tensor] = []
     count = 0
     for member in recipe.members:
@@ -142,8 +163,15 @@ def _mean(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places) 
     means = tuple(total / count for total in totals)
     if baseline.at == "site":
         return replace(baseline, features=means)
-    name = str(places[0].input)
-    return replace(baseline, inputs=inputs.with_values({name: baseline.checked(means[0], inputs.tensors[name])}))
+    values = {str(place.input): like_those_of_x(baseline, mean, inputs.tensors[str(place.input)]) for place, mean in zip(places, means)}
+    return replace(baseline, inputs=inputs.with_values(values))
+
+
+def like_those_of_x(baseline: Baseline, mean: Tensor, z: Tensor) -> Tensor:
+    """The mean features of a set for every sample of x; an error where they have another shape than those of x."""
+    if mean.shape[1:] != z.shape[1:]:
+        raise BaselineError(f"baseline {baseline.name!r} has shape {tuple(mean.shape[1:])} per sample; the features of x have {tuple(z.shape[1:])}")
+    return baseline.checked(mean, z)
 
 
 def _features(model: nn.Module, given: Inputs, places: Places, baseline: Baseline) -> Features:
@@ -173,11 +201,11 @@ def _neutral(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Place
     recipe = baseline.recipe
     assert isinstance(recipe, Neutral)
     if baseline.at == "input":
-        name = main_input(model, inputs, baseline)
-        begin = settled(model, inputs, recipe.start, (Place(input=name),))
-        first = _first_values(model, inputs, begin, name)
-        found, kl = descend(model, inputs, (Place(input=name),), (first,), _bounds(model, first, recipe), recipe)
-        return replace(baseline, inputs=inputs.with_values({name: found[0]}), kl=kl)
+        places = tuple(Place(input=name) for name in input_names(model, inputs, baseline, places))
+        begin = settled(model, inputs, recipe.start, places)
+        start = _first_values(model, inputs, begin, places)
+        found, kl = descend(model, inputs, places, start, [_bounds(model, z, recipe) for z in start], recipe)
+        return replace(baseline, inputs=inputs.with_values({str(place.input): z for place, z in zip(places, found)}), kl=kl)
     begin = settled(model, inputs, recipe.start, places)
     z = features_at(model, inputs, places)
     if begin.at == "input":
@@ -188,13 +216,16 @@ def _neutral(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Place
     return replace(baseline, features=found, kl=kl)
 
 
-def _first_values(model: nn.Module, inputs: Inputs, begin: Baseline, name: str) -> Tensor:
-    like = inputs.tensors[name]
+def _first_values(model: nn.Module, inputs: Inputs, begin: Baseline, places: Places) -> Features:
+    """The inputs at which the search begins."""
+    likes = [inputs.tensors[str(place.input)] for place in places]
     if begin.inputs is not None:
-        return begin.checked(_as_many(Inputs.of(model, begin.inputs), inputs, begin).tensors[name], like)
+        other = _as_many(Inputs.of(model, begin.inputs), inputs, begin).tensors
+        return tuple(begin.checked(other[str(place.input)], like) for place, like in zip(places, likes))
     if begin.features:
-        return begin.checked(begin.features[0], like)
-    return begin(like, normalisation.of(model))
+        return tuple(begin.checked(z0, like) for z0, like in zip(begin.features, likes))
+    norm = normalisation.of(model)
+    return tuple(begin(like, norm) for like in likes)
 
 
 def _bounds(model: nn.Module, like: Tensor, recipe: Neutral) -> Bounds:

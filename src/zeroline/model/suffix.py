@@ -31,11 +31,16 @@ class Unsound(Exception):
 
 
 class Prefix:
-    """What the modules before the site gave, in one forward pass on the caller's batch."""
+    """What the modules before the site gave, in one forward pass on the caller's batch.
 
-    def __init__(self, model: nn.Module, places: tuple[Place, ...]) -> None:
+    ``known`` outputs, of an earlier pass on the same inputs, are taken up instead of running the module; new ones are put in.
+    """
+
+    def __init__(self, model: nn.Module, places: tuple[Place, ...], known: dict[Key, Any] | None = None) -> None:
         self.modules = [] if any(place.input for place in places) else _before(model, places)
+        self.everything = [(name, module) for name, module in model.named_modules() if name and not isinstance(module, torch.jit.ScriptModule)]
         self.outputs: dict[Key, Any] = {}
+        self.known = {} if known is None else known
         self.axes: Axes | None = None
         self._reached = False
 
@@ -49,9 +54,12 @@ class Prefix:
 
         def keep(key: Key, forward: Callable[..., Any]) -> Callable[..., Any]:
             def recording(*args: Any, **kwargs: Any) -> Any:
+                if not self._reached and key in self.known:
+                    self.outputs[key] = self.known[key]
+                    return pytree.tree_map(_copied, self.known[key])
                 output = forward(*args, **kwargs)
                 if not self._reached:
-                    self.outputs[key] = pytree.tree_map(_copied, output)
+                    self.outputs[key] = self.known[key] = pytree.tree_map(_copied, output)
                 return output
 
             return recording
@@ -61,18 +69,17 @@ class Prefix:
 
     @contextmanager
     def measured(self, shapes: Shapes) -> Iterator[None]:
-        """Within the block, note the shapes of what ``recorded`` kept (at another batch size)."""
+        """Within the block, note the shapes of what every module gives (at another batch size)."""
 
         def note(key: Key, forward: Callable[..., Any]) -> Callable[..., Any]:
             def measuring(*args: Any, **kwargs: Any) -> Any:
                 output = forward(*args, **kwargs)
-                if key in self.outputs:
-                    shapes[key] = _shapes(output)
+                shapes[key] = _shapes(output)
                 return output
 
             return measuring
 
-        with self._patched(note):
+        with self._patched(note, self.everything):
             yield
 
     def find_axes(self, shapes: Shapes, batch: int, other: int) -> Axes:
@@ -104,12 +111,15 @@ class Prefix:
         return pytree.tree_unflatten(chosen, structure)
 
     @contextmanager
-    def _patched(self, wrap: Callable[[Key, Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    def _patched(
+        self, wrap: Callable[[Key, Callable[..., Any]], Callable[..., Any]], modules: list[tuple[str, nn.Module]] | None = None
+    ) -> Iterator[None]:
         """Put ``wrap(key, forward)`` in the place of each module's forward, counting calls; undo on exit."""
         self._reached = False
-        originals = [(module, module.__dict__.get("forward")) for _, module in self.modules]
+        modules = self.modules if modules is None else modules
+        originals = [(module, module.__dict__.get("forward")) for _, module in modules]
         try:
-            for name, module in self.modules:
+            for name, module in modules:
                 module.forward = _counting(name, module.forward, wrap)
             yield
         finally:

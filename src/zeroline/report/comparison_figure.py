@@ -17,6 +17,7 @@ PARTS = {
     "normalisation": "#CC79A7",
     "quadrature": "#009E73",
     "discrete_gradient": "#F0E442",
+    "rounding": "#000000",
     "unaccounted": "#999999",
 }
 _PER_LINE = 4

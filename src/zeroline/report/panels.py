@@ -26,7 +26,7 @@ def heat_of(one: Attribution, lie: Tokens | None, sample: int = 0) -> Heat | Non
     if part.ndim == 3 and grid is None:
         return None
     try:
-        return np.asarray(as_map(part, grid, lie.prefix if lie is not None and part.ndim == 3 else None)[0].numpy())
+        return np.asarray(as_map(part, grid, None if lie is None else lie.prefix)[0].numpy())
     except SiteError:
         return None
 
