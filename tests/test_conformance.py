@@ -47,7 +47,7 @@ def test_averages_over_draws_keep_the_laws():
     def method(model, inputs, *, baseline, **asked):
         return zl.gradient_x_input(model, inputs, baseline=zl.baseline.distribution([baseline, baseline]), **asked)
 
-    check_method(method, toys=["linear", "transformer"])
+    check_method(method, toys=["linear", "transformer", "mlp in bfloat16"])
 
 
 @pytest.mark.parametrize("rule", ["gausslegendre", "midpoint", "trapezoid"])

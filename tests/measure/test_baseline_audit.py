@@ -136,3 +136,18 @@ def test_no_baseline_at_all_is_the_error_of_the_first(digits_vit, samples):
 def test_an_unknown_name_gets_the_nearest(audit):
     with pytest.raises(NotFoundError, match="no audited baseline 'blak'; nearest: black"):
         audit[0]["blak"]
+
+
+def test_failures_and_successes_of_one_name_are_told_apart(digits_vit, samples):
+    hard, easy = zl.baseline.neutral(zl.baseline.black(), kl=1e-9, max_steps=1), zl.baseline.neutral(zl.baseline.black())
+    found = zl.audit_baseline(digits_vit, samples[0].inputs, 7, [hard, hard, easy, easy])
+    assert list(found.failures) == ["neutral from black", "neutral from black (1)"]
+    assert list(found.baselines) == ["neutral from black (2)", "neutral from black (3)"]
+
+
+def test_two_classes_have_a_threshold_of_their_own():
+    own, output = torch.tensor([[0.9, 0.1]], dtype=torch.float64), torch.tensor([5.0], dtype=torch.float64)
+    rows = {"leaning": audited((0.3, 0.7)), "sure": audited((0.1, 0.9))}
+    found = BaselineAudit(rows, ("logit of a",), "input:x", output, own, ("a", "b"), 1e-7, "units of the features")
+    assert found.verdict("leaning") == "leans to b (0.70)"
+    assert found.verdict("sure").startswith("confident baseline")

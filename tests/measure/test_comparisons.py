@@ -186,3 +186,95 @@ def test_tokens_of_a_plain_model_lie_as_the_running_pass_shows():
     model, x = made(Tokens, (1, 3, 4, 6))
     found = zl.layers(model, x, target=0, baseline=zl.baseline.zeros(at="input"), sites=["block"], method="gradient_x_input")
     assert (found.lies["block"].prefix, found.lies["block"].grid) == (1, (2, 3))
+
+
+def test_a_grid_is_for_the_sites_that_have_so_many_tokens():
+    from attention_models import swin
+
+    model, inputs = swin("sdpa")
+    asked = {"target": 0, "baseline": zl.baseline.zeros(at="input"), "method": "gradient_x_input"}
+    asked["sites"] = ["swin.embeddings.norm", "swin.encoder.layers.1[0]"]
+    own = zl.layers(model.eval(), inputs, **asked)
+    tokens = {site: one.values.shape[1] for site, one in own.members.items() if one.values.ndim == 3}
+    assert len(set(tokens.values())) > 1
+    site, count = next(iter(tokens.items()))
+    found = zl.layers(model, inputs, grid=(1, count), **asked)
+    assert found.lies[site].grid == (1, count)
+    assert found.labels == own.labels
+    with pytest.raises(zl.errors.InputError, match="a grid of 3 x 999 with no prefix tokens given fits no site: "):
+        zl.layers(model, inputs, grid=(3, 999), **asked)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (
+            lambda m, x: zl.layers(m, x, target=0, baseline=zl.baseline.zeros(), toleranse=1),
+            "no option of integrated_gradients 'toleranse'; nearest: tolerance",
+        ),
+        (
+            lambda m, x: zl.compare(m, x, target=0, baseline=zl.baseline.zeros(), methods={"grad_cam": {"poool": 1}}),
+            "no option of grad_cam 'poool'; nearest: pool",
+        ),
+    ],
+)
+def test_an_option_that_the_method_does_not_take_gets_the_nearest(ask, message):
+    with pytest.raises(NotFoundError, match=message):
+        ask(*made())
+
+
+def test_one_site_and_one_method_need_no_list():
+    model, x = made()
+    asked = {"target": 0, "baseline": zl.baseline.zeros()}
+    assert zl.layers(model, x, sites="features", method="odam", **asked).labels == ("features",)
+    assert zl.compare(model, x, methods="odam", **asked).labels == ("odam",)
+
+
+class Counted(nn.Module):
+    """Four blocks with an operation that writes on what it gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True)) for _ in range(4)])
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x) + 0.5
+        return self.head(x)
+
+
+def test_layers_share_the_passes_before_their_sites_and_give_the_same_values():
+    torch.manual_seed(0)
+    model, x, ran = Counted().double().eval(), torch.randn(3, 6).double(), [0] * 4
+    for i, block in enumerate(model.blocks):
+        block[0].register_forward_hook(lambda m, a, o, i=i: ran.__setitem__(i, ran[i] + len(o)))
+    asked = {"target": [0, 1, 2], "path": "trapezoid", "n_steps": 9}
+    baseline, sites = zl.baseline.zeros(at="input"), [f"blocks.{i}" for i in range(4)]
+
+    def rows(ask):
+        ran[:] = [0] * 4
+        return ask(), list(ran)
+
+    rows(lambda: zl.layers(model, x, baseline=baseline, sites=sites, **asked))  # the one-time tests
+    together, shared = rows(lambda: zl.layers(model, x, baseline=baseline, sites=sites, **asked))
+    alone, apart = rows(lambda: [zl.integrated_gradients(model, x, site=site, baseline=baseline, **asked) for site in sites])
+    assert all(torch.equal(together[site].values, one.values) for site, one in zip(sites, alone))
+    assert all(together[site].reference_output.tolist() == one.reference_output.tolist() for site, one in zip(sites, alone))
+    assert apart[0] == 4 * 2 * 3  # x and x0 for every site: nothing before a site runs along its path
+    assert shared[0] == 2 * 3  # x and x0 once
+    assert sum(shared) < sum(apart)
+
+
+def test_what_was_shared_is_forgotten_after_the_call():
+    from zeroline.model.shared import current, sharing
+
+    model, x = made()
+    zl.layers(model, x, target=0, baseline=zl.baseline.zeros(), sites=["features"])
+    assert current(model) is None
+    with sharing(model):
+        assert current(model) is not None
+        assert current(nn.Linear(1, 1)) is None
+        with torch.no_grad():
+            next(model.parameters()).add_(1.0)
+        assert current(model) is None  # other weights: what was recorded says nothing any more

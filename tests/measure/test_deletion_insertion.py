@@ -69,5 +69,8 @@ def test_tokens_are_replaced_at_their_embedding():
 
 def test_a_map_that_does_not_fit_is_one_clear_error():
     model, x = made()
+    for maps, steps, message in ((torch.ones(2, 3, 5), 0, "steps=0 was asked"), (torch.full((2, 3, 5), torch.nan), 4, "hold NaN or infinity")):
+        with pytest.raises(UsageError, match=message):
+            zl.deletion_insertion(model, x, maps, target=0, baseline=zl.baseline.zeros(), steps=steps)
     with pytest.raises(UsageError, match=r"a map \(2, 7\) does not fit features \(2, 3, 6, 10\)"):
         zl.deletion_insertion(model, x, torch.randn(2, 7), target=0, baseline=zl.baseline.zeros())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import zeroline as zl
 from methods.cam_reference import Net, Tokens, features_and_gradients, made, map_of, replaced
@@ -81,3 +82,41 @@ def test_a_site_that_is_no_grid_is_one_clear_error(kind, shape, more, message):
     model, x = made(kind, shape)
     with pytest.raises(UsageError, match=message):
         zl.grad_cam(model, x, target=0, baseline=zl.baseline.zeros(), **more)
+
+
+class ChannelsLast(nn.Module):
+    """Features [batch, height, width, channels], as in timm's Swin."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.head = nn.Conv2d(3, 6, 4, 4), nn.Linear(6, 3)
+        self.last = nn.Identity()
+
+    def forward(self, x):
+        return self.head(self.last(self.features(x).permute(0, 2, 3, 1)).tanh().mean((1, 2)))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 12, 20), (2, 3, 16, 16)])
+def test_features_with_channels_last_are_pooled_over_their_positions(shape):
+    model, x = made(ChannelsLast, shape)
+    asked = {"target": 1, "baseline": zl.baseline.zeros()}
+    first, last = (zl.grad_cam(model, x, site=site, **asked) for site in ("features", "last"))
+    assert last.settings["grid"] == [shape[2] // 4, shape[3] // 4]
+    assert torch.allclose(last.values, first.values.permute(0, 2, 3, 1), atol=1e-12)
+    smooth = [zl.odam(model, x, site=site, smooth=0.7, **asked).values for site in ("features", "last")]
+    assert torch.allclose(smooth[1], smooth[0].permute(0, 2, 3, 1), atol=1e-12)
+
+
+def test_a_timm_swin_is_read_as_its_own_layout_says():
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=12, depths=(1, 1), num_heads=(1, 2), img_size=(56, 84), num_classes=5).eval()
+    x = torch.randn(1, 3, 56, 84)
+    found = zl.grad_cam(model, x, target=0, site="layers.1", baseline=zl.baseline.zeros())
+    seen = zl.capture(model, x, "layers.1", target=0)
+    a, g = seen.features["layers.1"], seen.gradients["layers.1"]
+    assert a.shape == (1, 7, 11, 24)
+    truth = (g.mean((1, 2), keepdim=True) * a).sum(-1).clamp(min=0)
+    assert torch.allclose(found.values.sum(-1), truth, atol=1e-6)
+    at_layers = zl.layers(model, x, target=0, baseline=zl.baseline.zeros(at="input"), sites=["layers.1"], method="gradient_x_input")
+    assert at_layers.lies["layers.1"].grid == (7, 11)

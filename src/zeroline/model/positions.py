@@ -6,6 +6,8 @@ in the running pass. Nothing is guessed from square numbers: where nobody knows,
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -41,17 +43,18 @@ def positions_of(model: nn.Module, inputs: Inputs, features: Tensor, grid: tuple
 
 
 def _rows_and_columns(inputs: Inputs, features: Tensor) -> tuple[int, int]:
-    """Of [batch, channels, height, width], or of [batch, height, width, channels] where only that is the picture's shape, scaled down."""
-    _, a, b, c = features.shape
+    """Of [batch, channels, height, width], or of [batch, height, width, channels] where that is nearer to the picture's shape."""
+    _, a, b, c = map(int, features.shape)
     pictures = [t.shape[-2:] for t in inputs.floating().values() if t.ndim == 4]
-    last = any(_scaled(a, b, *size) for size in pictures) and not any(_scaled(b, c, *size) for size in pictures)
-    return (int(a), int(b)) if last else (int(b), int(c))
+    first, last = (min((_apart(rows, columns, *size) for size in pictures), default=math.inf) for rows, columns in ((b, c), (a, b)))
+    return (a, b) if last < first else (b, c)
 
 
-def _scaled(rows: int, columns: int, height: int, width: int) -> bool:
-    """Can a stride bring (height, width) down to (rows, columns), whichever way it rounds?"""
-    low, high = (height / (rows + 1), height / max(rows - 1, 0.5)), (width / (columns + 1), width / max(columns - 1, 0.5))
-    return rows > 0 and columns > 0 and max(low[0], high[0]) < min(low[1], high[1])
+def _apart(rows: int, columns: int, height: int, width: int) -> float:
+    """How far (rows, columns) is from (height, width) brought down by one stride, as a ratio's logarithm; infinity where no stride does."""
+    low = max(height / (rows + 1), width / (columns + 1))
+    high = min(height / max(rows - 1, 0.5), width / max(columns - 1, 0.5))
+    return abs(math.log(rows * width / (columns * height))) if rows and columns and low < high else math.inf
 
 
 def _known(model: nn.Module, inputs: Inputs, tokens: int) -> Tokens:
