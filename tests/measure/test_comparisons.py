@@ -231,16 +231,17 @@ def test_one_site_and_one_method_need_no_list():
 
 
 class Counted(nn.Module):
-    """Four blocks with an operation that writes on what it gets."""
+    """Four blocks whose outputs are written on."""
 
     def __init__(self):
         super().__init__()
-        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True)) for _ in range(4)])
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.GELU()) for _ in range(4)])
         self.head = nn.Linear(6, 3)
 
     def forward(self, x):
         for block in self.blocks:
-            x = block(x) + 0.5
+            x = block(x)
+            x += 0.5
         return self.head(x)
 
 
@@ -264,6 +265,21 @@ def test_layers_share_the_passes_before_their_sites_and_give_the_same_values():
     assert apart[0] == 4 * 2 * 3  # x and x0 for every site: nothing before a site runs along its path
     assert shared[0] == 2 * 3  # x and x0 once
     assert sum(shared) < sum(apart)
+
+
+def test_shared_passes_serve_sites_in_any_order():
+    """Of a later site first: what was recorded behind an earlier site must not be taken up behind it."""
+    torch.manual_seed(0)
+    model, x = Counted().double().eval(), torch.randn(2, 6).double()
+    asked = {"target": 1, "baseline": zl.baseline.constant(0.7, at="input"), "path": "midpoint", "n_steps": 5}
+    found = zl.layers(model, x, sites=["blocks.3", "blocks.1", "blocks.0", "blocks.2"], **asked)
+    for site, one in found.members.items():
+        torch.manual_seed(0)
+        fresh = Counted().double().eval()
+        alone = zl.integrated_gradients(fresh, x, site=site, **asked)
+        assert one.is_cut is True
+        assert torch.allclose(one.values, alone.values, atol=1e-14), site
+        assert torch.equal(one.difference, alone.difference)
 
 
 def test_what_was_shared_is_forgotten_after_the_call():

@@ -160,6 +160,11 @@ def test_the_best_detection_may_be_another_query_in_each_sample_and_is_never_an_
     chosen = zl.target.detection().resolve(Detections.output(), Detections.labels)
     assert chosen.queries.tolist() == [2, 0]
     assert chosen.describe(2) == ("logit of dog at detection 2", "logit of cat at detection 0")
+    rows = torch.tensor([1, 0, 1])  # row r of a later pass is sample rows[r]
+    later = {name: value[rows] for name, value in Detections.output().items()}
+    assert chosen.read(later, rows).tolist() == [3.0, 2.0, 3.0]
+    box = zl.target.box("top", "width").resolve(Detections.output(), Detections.labels)
+    assert torch.equal(box.read(later, rows), later["pred_boxes"][torch.arange(3), torch.tensor([0, 2, 0]), 2])
     with pytest.raises(TargetError, match="the model says 'no object' at all of its 3 queries"):
         zl.target.detection().resolve(Detections.output(20.0), Detections.labels)
 

@@ -194,7 +194,7 @@ def _do_baseline(question: Question) -> Tensor:
         values, _ = question.forward(question.inputs.rows(longer), longer, features)
     shared = current(question.model)
     if shared is not None:
-        shared.longer[question.batch] = shapes
+        shared.longer[_call_of(question)] = shapes
     _find_axes(question, prefix, shapes)
     return values[: question.batch]
 
@@ -212,7 +212,7 @@ def _find_axes(question: Question, prefix: Prefix, shapes: Shapes) -> None:
 def _take_up_axes(question: Question) -> None:
     """The same from the shapes that an earlier question about these inputs has measured, where there is one."""
     shared, prefix = current(question.model), question.prefix
-    shapes = shared.longer.get(question.batch) if shared is not None else None
+    shapes = shared.longer.get(_call_of(question)) if shared is not None else None
     if shapes is not None and prefix is not None and prefix.outputs.keys() <= shapes.keys():
         _find_axes(question, prefix, shapes)
 
@@ -237,6 +237,12 @@ def _structure(question: Question) -> object:
     return (question.places, names, others)
 
 
+def _call_of(question: Question) -> object:
+    """What the shapes of all module outputs depend on, wherever the site is."""
+    shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in question.inputs.tensors.items())
+    return (shapes, tuple((name, repr(value)) for name, value in question.inputs.named.items() if not isinstance(value, Tensor)))
+
+
 def _require_separate_samples(question: Question) -> None:
     """Raise where a sample's f depends on the rows beside it: then no row of a pass is that sample's own.
 
@@ -255,7 +261,7 @@ def _prove_suffix(question: Question) -> None:
     """Compare the replayed model with the full run at t = 0, in other rows; run everything where they differ."""
     prefix = question.prefix
     assert prefix is not None
-    samples = torch.cat([question.everyone().flip(0), torch.zeros(1, dtype=torch.long)])
+    samples = torch.cat([question.everyone().flip(0), torch.zeros(2, dtype=torch.long)])
     features = tuple(z0.index_select(0, samples.to(z0.device)) for z0 in question.baseline_features)
 
     def transform(i: int, tensor: Tensor) -> Tensor:

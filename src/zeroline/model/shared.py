@@ -26,7 +26,7 @@ class Shared:
     def __init__(self, model: nn.Module) -> None:
         self.model, self.version = model, weights_version(model)
         self._kept: list[tuple[Inputs, dict[Key, Any]]] = []
-        self.longer: dict[int, Shapes] = {}
+        self.longer: dict[object, Shapes] = {}
 
     def outputs(self, inputs: Inputs) -> dict[Key, Any]:
         """What modules gave for these inputs so far; what is put in is there for the next question."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -133,6 +134,7 @@ class Prefix:
 def _counting(name: str, forward: Callable[..., Any], wrap: Callable[[Key, Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
     calls = 0
 
+    @wraps(forward)  # a model may look at its modules' signatures
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         key = (name, calls)
