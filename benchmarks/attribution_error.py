@@ -15,7 +15,9 @@ import io
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -613,35 +615,42 @@ show what is left.
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--crops", type=int, default=2)
-    parser.add_argument("--sentences", type=int, default=len(SENTENCES))
-    parser.add_argument("--only", choices=["digits-vit", "EfficientNet-Lite0", "MiniLM"])
-    arguments = parser.parse_args()
+PARTS = {"digits-vit": digits, "EfficientNet-Lite0": photographs, "MiniLM": sentences}
+
+
+def measured_part(name: str, size: int) -> tuple[dict[str, Any], str]:
+    """One model's part: what the verdict reads, and the tables as text."""
     from only import make_importable
 
     make_importable()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # what did not converge is in the errors of the tables
-    parts = {
-        "digits-vit": lambda: digits(arguments.images),
-        "EfficientNet-Lite0": lambda: photographs(arguments.crops),
-        "MiniLM": lambda: sentences(arguments.sentences),
-    }
-    found, tables = {}, io.StringIO()
-    for name, part in parts.items():
-        if arguments.only in (None, name):
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            with contextlib.redirect_stdout(tables):
-                found[name] = part()
+    tables = io.StringIO()
+    with contextlib.redirect_stdout(tables):
+        found = PARTS[name](size)
+    print(f"{name}: measured", file=sys.stderr, flush=True)
+    return found, tables.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--crops", type=int, default=2)
+    parser.add_argument("--sentences", type=int, default=len(SENTENCES))
+    parser.add_argument("--only", choices=list(PARTS))
+    parser.add_argument("--jobs", type=int, default=1, help="models measured at the same time, each in a process and thread of its own")
+    arguments = parser.parse_args()
+    sizes = {"EfficientNet-Lite0": arguments.crops, "digits-vit": arguments.images, "MiniLM": arguments.sentences}  # the longest first
+    wanted = {name: size for name, size in sizes.items() if arguments.only in (None, name)}
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+        waiting = {name: pool.submit(measured_part, name, size) for name, size in wanted.items()}
+        parts = {name: waiting[name].result() for name in PARTS if name in waiting}
     print(HEAD)
-    verdict(found)
-    if "digits-vit" in found:
+    verdict({name: found for name, (found, _) in parts.items()})
+    if "digits-vit" in parts:
         print("![Attribution errors of the methods on digits-vit](images/study-errors.png)\n")
         print("![Evidence inside the digit by layer and baseline](images/study-layers.png)")
-    print(tables.getvalue().rstrip())
+    print("".join(text for _, text in parts.values()).rstrip())
 
 
 if __name__ == "__main__":
