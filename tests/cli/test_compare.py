@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cli.test_baselines import IMAGE, NINE, line_of, once, one_error, photos, pixels, saved_vit
 from cli.test_cli import run
@@ -251,3 +252,42 @@ def test_an_infinite_blur_is_a_usage_error(capsys, tmp_path):
 def test_records_are_json_as_they_are(capsys, tmp_path):
     run(capsys, "compare", IMAGE, "--methods", "grad_cam", "--out", tmp_path)
     assert Comparison.load(tmp_path / "comparison.safetensors").to_dict() == json.loads((tmp_path / "record.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A small DETR as a Hugging Face folder, some of whose queries say an object on the sample image."""
+    from transformers import DetrImageProcessorPil
+
+    from attention_models import detr
+
+    folder = tmp_path_factory.mktemp("detr")
+    torch.manual_seed(0)
+    model = detr("sdpa")[0].eval()
+    model.config.id2label = {0: "cat", 1: "dog", 2: "cup", 3: "bus"}
+    processor = DetrImageProcessorPil(size={"height": 64, "width": 96})
+    with torch.no_grad():
+        scores = model(**processor(images=Image.open(IMAGE).convert("RGB"), return_tensors="pt")).logits[0]
+        margins = (scores[:, :4].amax(-1) - scores[:, 4]).sort()
+        model.class_labels_classifier.bias[-1] += (margins.values[2] + margins.values[3]) / 2
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder, margins.indices.tolist()
+
+
+@pytest.mark.parametrize(
+    ("target", "read"),
+    [("detection QUERY", "at detection QUERY"), ("detection top bus", "logit of bus at"), ("box QUERY left", "left of the box of")],
+)
+def test_a_detection_and_its_box_are_explained_from_the_command_line(capsys, tmp_path, detector, target, read):
+    folder, order = detector
+    query = str(order[-1])
+    site = "model.backbone.model.encoder.stages.1"
+    arguments = ["--model", f"hf:{folder}", "--method", "odam", "--site", site, "--baseline", "zeros", "--out", tmp_path / "out"]
+    status, out, err = run(capsys, "explain", IMAGE, *arguments, "--target", target.replace("QUERY", query))
+    assert (status, err) == (0, "")
+    assert read.replace("QUERY", query) in out
+    assert (tmp_path / "out" / "figure.png").exists()
+    status, _, err = run(capsys, "explain", IMAGE, *arguments, "--target", f"detection {order[0]}")
+    assert status == 2
+    assert f"no detection at {order[0]}: the model says 'no object' there" in err

@@ -102,16 +102,18 @@ def _reason(problem: Exception) -> str:
 
 
 def from_hub(name: str, *, trust_remote_code: bool = False) -> Loaded:
-    """An image classifier from the Hugging Face hub, its local cache, or a folder."""
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    """An image classifier, or a detector, from the Hugging Face hub, its local cache, or a folder."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, AutoModelForObjectDetection
 
     name = _folder(name)
     try:
         options = {"trust_remote_code": trust_remote_code}
-        model = AutoModelForImageClassification.from_pretrained(name, weights_only=True, **options).eval()
+        kinds = AutoConfig.from_pretrained(name, **options).architectures or ()
+        kind = AutoModelForObjectDetection if any("ObjectDetection" in known for known in kinds) else AutoModelForImageClassification
+        model = kind.from_pretrained(name, weights_only=True, **options).eval()
         processor = AutoImageProcessor.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as problem:
-        raise LoadError(f"cannot load {name!r} as an image classifier: {_reason(problem)}") from problem
+        raise LoadError(f"cannot load {name!r} as an image classifier or detector: {_reason(problem)}") from problem
     labels = {str(label): int(index) for index, label in model.config.id2label.items()}
     return Loaded(name, model, lambda image: dict(processor(images=image, return_tensors="pt")), labels)
 
