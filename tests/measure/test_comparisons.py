@@ -6,6 +6,7 @@ from torch import nn
 
 import zeroline as zl
 from methods.cam_reference import Tokens, made
+from methods.once import OnceDifferentiable
 from zeroline.errors import LoadError, NotFoundError, SiteError, TargetError, UsageError
 from zeroline.model.blocks import blocks_of, cam_site, default_sites
 from zeroline.testing.toys import Structured, Transformer, Words
@@ -129,25 +130,7 @@ def test_methods_can_be_asked_with_labels_sites_baselines_and_options_of_their_o
 
 
 def test_a_method_that_cannot_answer_says_why():
-    class NoSecond(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.tanh()
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, g):
-            return g
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(3, 2)
-
-        def forward(self, x):
-            return self.head(NoSecond.apply(x)).square()
-
-    found = zl.compare(Model(), torch.ones(1, 3), target=0, baseline=zl.baseline.zeros(), methods=["gradient_x_input", "taylor"])
+    found = zl.compare(OnceDifferentiable(), torch.ones(1, 3), target=0, baseline=zl.baseline.zeros(), methods=["gradient_x_input", "taylor"])
     assert found.labels == ("gradient_x_input",)
     assert "second derivative" in found.failures["taylor"]
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from zeroline.cli import show
 from zeroline.cli.explain import grid_of, read_target
+from zeroline.cli.options import AsJson, Grid, ModelName, Prefix, TargetText, TrustRemoteCode
 from zeroline.cli.sources import load_sourced, open_image, sources_of
 from zeroline.errors import UsageError
 from zeroline.methods import attention_relevance
@@ -25,17 +26,17 @@ from zeroline.target import Target, top_token
 def attend(
     image: Annotated[Path | None, typer.Argument(help="The image file; left out for models that read text alone.")] = None,
     text: Annotated[str | None, typer.Option(help="The text, for models that read one.")] = None,
-    model: Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")] = "zoo:digits-vit",
-    target: Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")] = "top",
+    model: ModelName = "zoo:digits-vit",
+    target: TargetText = "top",
     correction: Annotated[str, typer.Option(help="positive, absolute, negative, signed or none (rollout).")] = "positive",
     calls: Annotated[str, typer.Option(help="all, numbers '0,3', or a name with *; see `zeroline trace MODEL`.")] = "all",
     coverage: Annotated[str, typer.Option(help="complete or incomplete.")] = "complete",
     rule: Annotated[str, typer.Option(help="graph or chefer-bimodal.")] = "graph",
-    grid: Annotated[str | None, typer.Option(help="Patch grid ROWSxCOLUMNS, if the model does not say.")] = None,
-    prefix: Annotated[int | None, typer.Option(help="Tokens before the patches (class, registers).")] = None,
+    grid: Grid = None,
+    prefix: Prefix = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, relevance.safetensors, record.json.")] = Path("out"),
-    json_: Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option(help="Let a hub model run its own code.")] = False,
+    json_: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Relevance of every patch and word for a target, through all attentions of the model."""
     shape = grid_of(grid)

@@ -17,6 +17,7 @@ from zeroline.audit import HEAD, BaselineAudit
 from zeroline.baseline import Baseline, Distribution
 from zeroline.cli import show
 from zeroline.cli.explain import read_target
+from zeroline.cli.options import AsJson, ImageFile, ModelName, TargetText, TrustRemoteCode
 from zeroline.cli.sources import is_input, load_model, open_image, read_baseline, split
 from zeroline.errors import NotNeutralError, UsageError
 from zeroline.measure import audit_baseline
@@ -27,14 +28,14 @@ CANDIDATES = "black, zeros, mean, blur(8), noise(0), neutral(black), neutral(blu
 
 
 def baselines(
-    image: Annotated[Path, typer.Argument(help="The image file.")],
-    model: Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")] = "zoo:digits-vit",
-    target: Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")] = "top",
+    image: ImageFile,
+    model: ModelName = "zoo:digits-vit",
+    target: TargetText = "top",
     baselines: Annotated[str, typer.Option(help="Candidates, with commas; see --baseline of `zeroline explain`.")] = CANDIDATES,
     site: Annotated[str | None, typer.Option(help="Where the features are; default: the input.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, audit.safetensors, record.json.")] = Path("out"),
-    json_: Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option(help="Let a hub model run its own code.")] = False,
+    json_: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Audit baselines: f, class distribution, distance and a verdict for each, and an advice. Exit status 1 if one cannot be had."""
     names = split(baselines)

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from zeroline.cli import show
-from zeroline.cli.explain import BASELINES, grid_of, read_target
+from zeroline.cli.explain import grid_of, read_target
+from zeroline.cli.options import BASELINES, AsJson, Grid, ImageFile, ModelName, Prefix, TargetText, TrustRemoteCode
 from zeroline.cli.sources import is_input, load_model, open_image, read_baseline, split
 from zeroline.comparison import Comparison
 from zeroline.errors import InputError
@@ -21,18 +22,18 @@ from zeroline.report import comparison_figure
 
 
 def compare(
-    image: Annotated[Path, typer.Argument(help="The image file.")],
-    model: Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")] = "zoo:digits-vit",
-    target: Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")] = "top",
+    image: ImageFile,
+    model: ModelName = "zoo:digits-vit",
+    target: TargetText = "top",
     methods: Annotated[str, typer.Option(help="Methods, with commas; see `zeroline methods`.")] = ", ".join(DEFAULT),
     baseline: Annotated[str, typer.Option(help=f"Of the methods that imply none: {BASELINES}")] = "black",
     site: Annotated[str | None, typer.Option(help="Of the methods outside the CAM family; default: the input.")] = None,
     grid_site: Annotated[str | None, typer.Option(help="Of the CAM family; default: the last block with gradients at its positions.")] = None,
-    grid: Annotated[str | None, typer.Option(help="Patch grid ROWSxCOLUMNS of token sites, if the model does not say.")] = None,
-    prefix: Annotated[int | None, typer.Option(help="Tokens before the patches (class, registers).")] = None,
+    grid: Grid = None,
+    prefix: Prefix = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, comparison.safetensors, record.json.")] = Path("out"),
-    json_: Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option(help="Let a hub model run its own code.")] = False,
+    json_: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Compare methods on one image and target; Grad-CAM, LayerCAM and ODAM are measured from zero features, as published."""
     shape = grid_of(grid)

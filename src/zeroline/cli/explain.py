@@ -15,6 +15,7 @@ import typer
 from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline, Distribution
 from zeroline.cli import show
+from zeroline.cli.options import AsJson, BaselineText, Grid, ImageFile, MaxEvaluations, ModelName, Prefix, TargetText, Tolerance, TrustRemoteCode
 from zeroline.cli.sources import is_input, load_model, open_image, read_baseline
 from zeroline.errors import NotFoundError, UsageError
 from zeroline.methods import CAMS, METHODS
@@ -22,18 +23,16 @@ from zeroline.model.loading import Loaded
 from zeroline.model.reference import settle
 from zeroline.target import Target, box, contrast, detection, logit, whole_number
 
-BASELINES = "black, zeros, mean, blur(8), constant(0.5), noise(0), neutral(black), mean_of(FOLDER), distribution(FOLDER, 8)."
-
 
 def explain(
-    image: Annotated[Path, typer.Argument(help="The image file.")],
-    model: Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")] = "zoo:digits-vit",
+    image: ImageFile,
+    model: ModelName = "zoo:digits-vit",
     method: Annotated[str, typer.Option(help="See `zeroline methods`.")] = "integrated_gradients",
-    target: Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")] = "top",
+    target: TargetText = "top",
     site: Annotated[str | None, typer.Option(help="Where the features are; see `zeroline sites MODEL`. Default: the input.")] = None,
-    baseline: Annotated[str, typer.Option(help=BASELINES)] = "black",
-    tolerance: Annotated[float | None, typer.Option(help="Attribution error to stop at, as a share of the difference.")] = None,
-    max_evaluations: Annotated[int | None, typer.Option(help="Gradient evaluations at most.")] = None,
+    baseline: BaselineText = "black",
+    tolerance: Tolerance = None,
+    max_evaluations: MaxEvaluations = None,
     path: Annotated[str | None, typer.Option(help="adaptive, gausslegendre, midpoint, trapezoid or riemann.")] = None,
     n_steps: Annotated[int | None, typer.Option(help="Nodes of a fixed path.")] = None,
     closure: Annotated[str | None, typer.Option(help="discrete_gradient closes the sum.")] = None,
@@ -45,11 +44,11 @@ def explain(
         bool | None, typer.Option("--rectify-gradient/--no-rectify-gradient", help="LayerCAM: no negative gradients.")
     ] = None,
     normalise: Annotated[bool | None, typer.Option("--normalise/--no-normalise", help="CAM family: divide by the largest.")] = None,
-    grid: Annotated[str | None, typer.Option(help="Patch grid ROWSxCOLUMNS of a token site, if the model does not say.")] = None,
-    prefix: Annotated[int | None, typer.Option(help="Tokens before the patches (class, registers).")] = None,
+    grid: Grid = None,
+    prefix: Prefix = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, attribution.safetensors, record.json.")] = Path("out"),
-    json_: Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option(help="Let a hub model run its own code.")] = False,
+    json_: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Explain what a prediction is based on, measured from a stated baseline."""
     options = {"tolerance": tolerance, "max_evaluations": max_evaluations, "path": path, "n_steps": n_steps, "closure": closure, "order": order}

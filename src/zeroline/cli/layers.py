@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from zeroline.cli import show
-from zeroline.cli.explain import BASELINES, grid_of, read_target
+from zeroline.cli.explain import grid_of, read_target
+from zeroline.cli.options import AsJson, BaselineText, Grid, ImageFile, MaxEvaluations, ModelName, Prefix, TargetText, Tolerance, TrustRemoteCode
 from zeroline.cli.sources import load_model, open_image, open_mask, read_baseline, split
 from zeroline.errors import InputError
 from zeroline.measure import layers as at_layers
@@ -20,20 +21,20 @@ from zeroline.report import layers_figure
 
 
 def layers(
-    image: Annotated[Path, typer.Argument(help="The image file.")],
-    model: Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")] = "zoo:digits-vit",
-    target: Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")] = "top",
-    baseline: Annotated[str, typer.Option(help=BASELINES)] = "black",
+    image: ImageFile,
+    model: ModelName = "zoo:digits-vit",
+    target: TargetText = "top",
+    baseline: BaselineText = "black",
     sites: Annotated[str | None, typer.Option(help="Sites, with commas; a name may hold *. Default: the input, then every block.")] = None,
-    tolerance: Annotated[float | None, typer.Option(help="Attribution error to stop at, as a share of the difference.")] = None,
-    max_evaluations: Annotated[int | None, typer.Option(help="Gradient evaluations at most, per site.")] = None,
+    tolerance: Tolerance = None,
+    max_evaluations: MaxEvaluations = None,
     mask: Annotated[Path | None, typer.Option(help="Where the object is: an image of the same size, white inside.")] = None,
     box: Annotated[str | None, typer.Option(help="Where the object is: LEFT,TOP,RIGHT,BOTTOM in pixels.")] = None,
-    grid: Annotated[str | None, typer.Option(help="Patch grid ROWSxCOLUMNS of token sites, if the model does not say.")] = None,
-    prefix: Annotated[int | None, typer.Option(help="Tokens before the patches (class, registers).")] = None,
+    grid: Grid = None,
+    prefix: Prefix = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, layers.safetensors, record.json.")] = Path("out"),
-    json_: Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option(help="Let a hub model run its own code.")] = False,
+    json_: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Integrated gradients at every layer: a strip of maps from early to late, each with its difference, error and local error."""
     shape = grid_of(grid)

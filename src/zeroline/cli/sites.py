@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from zeroline.cli import show
+from zeroline.cli.options import TrustRemoteCode
 from zeroline.cli.sources import load_model, open_image, pattern
 from zeroline.model.listing import sites as list_sites
 
@@ -19,7 +20,7 @@ def sites(
     image: Annotated[Path | None, typer.Option(help="An image to run the model on; default: a test pattern.")] = None,
     match: Annotated[str | None, typer.Option(help="Only modules that match, e.g. 'vit.layers.*'.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option(help="Let a hub model run its own code.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """List the sites of a model. At a cut, f(baseline at the site) equals f of the baseline input."""
     loaded = load_model(model, trust_remote_code=trust_remote_code)

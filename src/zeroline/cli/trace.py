@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from zeroline.cli import show
+from zeroline.cli.options import TrustRemoteCode
 from zeroline.cli.sources import load_sourced, open_image, stand_in
 from zeroline.errors import NotFoundError
 from zeroline.model.trace import HEAD
@@ -22,7 +23,7 @@ def trace(
     image: Annotated[Path | None, typer.Option(help="The image file; left out, a test pattern.")] = None,
     text: Annotated[str | None, typer.Option(help="The text; left out, a few words.")] = None,
     format_: Annotated[str, typer.Option("--format", help="table, json or mermaid.")] = "table",
-    trust_remote_code: Annotated[bool, typer.Option(help="Let a hub model run its own code.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """List every attention of one forward pass: heads, tokens, mask, streams, homogenous or heterogenous, what feeds it."""
     if format_ not in FORMATS:

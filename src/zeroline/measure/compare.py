@@ -7,14 +7,15 @@ features that its papers take without saying; the others where the user says.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from zeroline.baseline import BaselineLike, zeros
 from zeroline.comparison import Comparison
-from zeroline.errors import NotFoundError, RunError, UsageError
-from zeroline.measure.layers import lie_of, require_options, said_of
+from zeroline.errors import NotFoundError, UsageError
+from zeroline.measure.layers import gathered, lie_of, require_options
 from zeroline.methods import CAMS, METHODS
 from zeroline.model.blocks import cam_site
 from zeroline.model.inputs import Inputs
@@ -71,23 +72,13 @@ def compare(
     if grid_site is None and any(one["method"] in CAMS and "site" not in one for one in asked.values()):
         grid_site = cam_site(model, inputs, target)
     baseline, known = settle(model, inputs, baseline, site), Inputs.of(model, inputs)
-    members, lies, failures = {}, {}, {}
-    first: RunError | None = None
-    for number, (label, one) in enumerate(asked.items()):
+    asks = {}
+    for label, one in asked.items():
         name = one.pop("method")
-        cam = name in CAMS
-        if cam:
+        if name in CAMS:
             one = {"grid": grid, "prefix": prefix, **one}
-        given = {"site": grid_site if cam else site, "baseline": zeros() if name in IMPLIED else baseline, **one}
-        try:
-            with said_of(label):
-                members[label] = METHODS[name](model, inputs, target=target, **given)
-            lies[label] = lie_of(model, known, members[label], grid, prefix)
-        except RunError as problem:
-            first = first or problem
-            failures[label] = str(problem)
-        if progress:
-            progress(number + 1, len(asked))
-    if not members and first is not None:
-        raise first
+        given = {"site": grid_site if name in CAMS else site, "baseline": zeros() if name in IMPLIED else baseline, **one}
+        asks[label] = partial(METHODS[name], model, inputs, target=target, **given)
+    members, failures = gathered(asks, progress)
+    lies = {label: lie_of(model, known, found, grid, prefix) for label, found in members.items()}
     return Comparison(members, lies, failures)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from zeroline.attribution import Attribution
 from zeroline.baseline import BaselineLike
 from zeroline.comparison import Comparison
 from zeroline.errors import InputError, NotFoundError, RunError, SiteError, UsageError
@@ -68,27 +70,37 @@ def layers(
     asked: list[SiteLike] = list(dict.fromkeys(default_sites(model, inputs) if given is None else given))
     if not asked:
         raise SiteError("layers was asked of no sites; give names, or leave sites out for the input and every block")
-    members, lies, failures = {}, {}, {}
-    known = Inputs.of(model, inputs)
-    first: RunError | None = None
-    settled = settle_sites(model, inputs, baseline, asked)
+    known, settled = Inputs.of(model, inputs), settle_sites(model, inputs, baseline, asked)
+    asks = {
+        str(as_site(site)): partial(METHODS[method], model, inputs, target=target, site=site, baseline=at, **options)
+        for site, at in zip(asked, settled)
+    }
     with sharing(model):
-        for number, (site, at) in enumerate(zip(asked, settled)):
-            label = str(as_site(site))
-            try:
-                with said_of(label):
-                    found = METHODS[method](model, inputs, target=target, site=site, baseline=at, **options)
-                members[found.site], lies[found.site] = found, lie_of(model, known, found, grid, prefix)
-            except RunError as problem:
-                first = first or problem
-                failures[label] = str(problem)
-            if progress:
-                progress(number + 1, len(asked))
-    if not members and first is not None:
-        raise first
+        found, failures = gathered(asks, progress)
+    members = {one.site: one for one in found.values()}
+    lies = {site: lie_of(model, known, one, grid, prefix) for site, one in members.items()}
     if grid is not None and all(lie.grid != tuple(grid) for lie in lies.values()):
         raise InputError(f"a grid of {grid[0]} x {grid[1]} with {prefix or 'no'} prefix tokens given fits no site: {', '.join(lies)}")
     return Comparison(members, lies, failures)
+
+
+def gathered(asks: Mapping[str, Callable[[], Attribution]], progress: Progress | None) -> tuple[dict[str, Attribution], dict[str, str]]:
+    """The answers by label, and why others failed; warnings say which label they are about. The first error, where all fail."""
+    found: dict[str, Attribution] = {}
+    failures: dict[str, str] = {}
+    first: RunError | None = None
+    for number, (label, ask) in enumerate(asks.items()):
+        try:
+            with said_of(label):
+                found[label] = ask()
+        except RunError as problem:
+            first = first or problem
+            failures[label] = str(problem)
+        if progress:
+            progress(number + 1, len(asks))
+    if first is not None and not found:
+        raise first
+    return found, failures
 
 
 @contextmanager
@@ -101,10 +113,10 @@ def said_of(label: str) -> Iterator[None]:
         finally:
             kept = list(caught)
     for one in kept:
-        warnings.warn(f"{label}: {one.message}", one.category, stacklevel=4)
+        warnings.warn(f"{label}: {one.message}", one.category, stacklevel=5)
 
 
-def lie_of(model: nn.Module, inputs: Inputs, found: Any, grid: tuple[int, int] | None, prefix: int | None) -> Tokens:
+def lie_of(model: nn.Module, inputs: Inputs, found: Attribution, grid: tuple[int, int] | None, prefix: int | None) -> Tokens:
     """How the values of a record lie. A grid that was given is for sites of so many tokens; others have their own."""
     values = next(iter(found.parts.values()))
     if values.ndim == 3 and (grid is not None or prefix is not None):

@@ -1,0 +1,21 @@
+"""Arguments and options that several commands take: one spelling and one help text each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BASELINES = "black, zeros, mean, blur(8), constant(0.5), noise(0), neutral(black), mean_of(FOLDER), distribution(FOLDER, 8)."
+
+ImageFile = Annotated[Path, typer.Argument(help="The image file.")]
+ModelName = Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")]
+TargetText = Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")]
+BaselineText = Annotated[str, typer.Option(help=BASELINES)]
+Tolerance = Annotated[float | None, typer.Option(help="Attribution error to stop at, as a share of the difference.")]
+MaxEvaluations = Annotated[int | None, typer.Option(help="Gradient evaluations at most, per site.")]
+Grid = Annotated[str | None, typer.Option(help="Patch grid ROWSxCOLUMNS of token sites, if the model does not say.")]
+Prefix = Annotated[int | None, typer.Option(help="Tokens before the patches (class, registers).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")]
+TrustRemoteCode = Annotated[bool, typer.Option(help="Let a hub model run its own code.")]
