@@ -206,6 +206,12 @@ def test_an_option_that_the_method_does_not_take_gets_the_nearest(ask, message):
         ask(*made())
 
 
+def test_modules_of_one_class_are_told_apart():
+    model, x = made()
+    found = zl.layers(model, x, target=0, baseline=zl.baseline.zeros(), method="gradient_x_input", sites=[model.features[0], model.head[0]])
+    assert found.labels == ("features.0", "head.0")
+
+
 def test_one_site_and_one_method_need_no_list():
     model, x = made()
     asked = {"target": 0, "baseline": zl.baseline.zeros()}

@@ -20,12 +20,14 @@ from zeroline.attribution import Attribution
 from zeroline.baseline import BaselineLike
 from zeroline.comparison import Comparison
 from zeroline.errors import InputError, NotFoundError, RunError, SiteError, UsageError
-from zeroline.methods import METHODS
+from zeroline.methods import CAMS, METHODS
 from zeroline.model.blocks import default_sites
 from zeroline.model.inputs import Inputs
+from zeroline.model.places import resolve
 from zeroline.model.positions import positions_of
 from zeroline.model.reference import settle_sites
 from zeroline.model.shared import sharing
+from zeroline.model.state import untouched
 from zeroline.relevance import Tokens
 from zeroline.site import Site, SiteLike, as_site
 from zeroline.target import TargetLike
@@ -53,7 +55,7 @@ def layers(
             at all sites; the recipe of one is followed once.
         sites: default: the input, then every block of the model.
         method: a name of ``zl.METHODS``; **options are its own.
-        grid, prefix: how tokens lie, where the model does not say; for display only.
+        grid, prefix: how tokens lie, where the model does not say: for display, and for methods of the CAM family.
         progress: called with (sites done, in all).
 
     Returns:
@@ -71,13 +73,14 @@ def layers(
     if not asked:
         raise SiteError("layers was asked of no sites; give names, or leave sites out for the input and every block")
     known, settled = Inputs.of(model, inputs), settle_sites(model, inputs, baseline, asked)
-    asks = {
-        str(as_site(site)): partial(METHODS[method], model, inputs, target=target, site=site, baseline=at, **options)
-        for site, at in zip(asked, settled)
-    }
+    if method in CAMS:
+        options = {"grid": grid, "prefix": prefix, **options}
+    with untouched(model):
+        labels = [" + ".join(map(str, resolve(model, known, as_site(site)))) for site in asked]
+    ask = partial(METHODS[method], model, inputs, target=target, **options)
     with sharing(model):
-        found, failures = gathered(asks, progress)
-    members = {one.site: one for one in found.values()}
+        asks = {label: partial(ask, site=site, baseline=at) for label, site, at in zip(labels, asked, settled)}
+        members, failures = gathered(asks, progress)
     lies = {site: lie_of(model, known, one, grid, prefix) for site, one in members.items()}
     if grid is not None and all(lie.grid != tuple(grid) for lie in lies.values()):
         raise InputError(f"a grid of {grid[0]} x {grid[1]} with {prefix or 'no'} prefix tokens given fits no site: {', '.join(lies)}")
