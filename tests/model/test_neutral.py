@@ -141,6 +141,13 @@ def test_a_start_without_a_gradient_is_said_with_the_kl_reached(digits_vit, batc
     assert caught.value.kl == pytest.approx(kl_of(grey).tolist(), abs=1e-4)
 
 
+def test_the_search_reports_its_steps(digits_vit, batch):
+    seen = []
+    settle(digits_vit, {"pixel_values": batch}, zl.baseline.neutral(zl.baseline.black()), progress=lambda done, most: seen.append((done, most)))
+    assert seen == [(i + 1, 500) for i in range(len(seen))]
+    assert len(seen) > 5
+
+
 def test_too_few_steps_are_said_with_the_kl_reached(digits_vit, batch):
     with pytest.raises(NotNeutralError, match="after 2 steps: KL from uniform is"):
         zl.gradient_x_input(digits_vit, {"pixel_values": batch}, target=0, baseline=zl.baseline.neutral(zl.baseline.black(), max_steps=2))

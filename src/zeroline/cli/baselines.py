@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 from rich.text import Text
-from torch import nn
 
 from zeroline.audit import HEAD, BaselineAudit
 from zeroline.baseline import Baseline, Distribution
@@ -21,7 +20,7 @@ from zeroline.cli.options import AsJson, ImageFile, ModelName, TargetText, Trust
 from zeroline.cli.sources import is_input, load_model, open_image, read_baseline, split
 from zeroline.errors import NotNeutralError, UsageError
 from zeroline.measure import audit_baseline
-from zeroline.model.reference import settle_one
+from zeroline.model.loading import Loaded
 from zeroline.report import audit_figure
 
 CANDIDATES = "black, zeros, mean, blur(8), noise(0), neutral(black), neutral(blur(8))"
@@ -46,8 +45,8 @@ def baselines(
     asked = [read_baseline(name, loaded, at_input=is_input(site)) for name in names]
     inputs = loaded.preprocess(picture)
     with show.results_folder(out):
+        known, failures = _settled(loaded, inputs, asked, site)
         with show.progress("baselines") as report:
-            known, failures = _settled(loaded.model, inputs, asked, site)
             audit = audit_baseline(loaded.model, inputs, read_target(target, loaded.labels), list(known.values()), site=site, progress=report)
             audit = replace(audit, failures={**audit.failures, **failures})
         pictures = {name: show.baseline_picture(loaded, inputs, known[name], audit.site) for name in audit.baselines}
@@ -63,7 +62,7 @@ def baselines(
         raise typer.Exit(1)
 
 
-def _settled(model: nn.Module, inputs: Any, asked: Sequence[Baseline | Distribution], site: str | None) -> tuple[dict[str, Baseline], dict[str, str]]:
+def _settled(loaded: Loaded, inputs: Any, asked: Sequence[Baseline | Distribution], site: str | None) -> tuple[dict[str, Baseline], dict[str, str]]:
     """Baselines with their recipes followed, so that the picture is of what was audited, under names of their own; and why others failed.
 
     Raises NotNeutralError where none is left.
@@ -73,7 +72,9 @@ def _settled(model: nn.Module, inputs: Any, asked: Sequence[Baseline | Distribut
     for one in (draw for each in asked for draw in (each.draws if isinstance(each, Distribution) else (each,))):
         name = one.name if one.name not in known and one.name not in failures else f"{one.name} ({len(known) + len(failures)})"
         try:
-            known[name] = replace(settle_one(model, inputs, one, site), name=name)
+            found = show.settled(loaded, inputs, one, site)
+            assert isinstance(found, Baseline)  # as ``one`` is
+            known[name] = replace(found, name=name)
         except NotNeutralError as problem:
             failures[name] = str(problem)
     if not known:

@@ -42,6 +42,7 @@ def compare(
     inputs, wanted = loaded.preprocess(picture), read_target(target, loaded.labels)
     chosen = read_baseline(baseline, loaded, at_input=is_input(site))
     with show.results_folder(out):
+        chosen = show.settled(loaded, inputs, chosen, site)
         with show.progress("methods") as report, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             found = side_by_side(

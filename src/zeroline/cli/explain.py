@@ -20,7 +20,6 @@ from zeroline.cli.sources import is_input, load_model, open_image, read_baseline
 from zeroline.errors import NotFoundError, UsageError
 from zeroline.methods import CAMS, METHODS
 from zeroline.model.loading import Loaded
-from zeroline.model.reference import settle
 from zeroline.target import Target, box, contrast, detection, logit, whole_number
 
 
@@ -81,9 +80,9 @@ def answer(
     """Call the method, print the record, write the three files."""
     with show.results_folder(out):
         started = time.perf_counter()
+        baseline = show.settled(loaded, inputs, baseline, site)
         with show.progress("gradient evaluations") as report, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            baseline = settle(loaded.model, inputs, baseline, site)
             if "progress" in inspect.signature(METHODS[method]).parameters:
                 options = {**options, "progress": report}
             attribution = METHODS[method](loaded.model, inputs, target=target, site=site, baseline=baseline, **options)

@@ -46,6 +46,7 @@ def layers(
     given = {"tolerance": tolerance, "max_evaluations": max_evaluations}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with show.results_folder(out):
+        chosen = show.settled(loaded, inputs, chosen, None)
         with show.progress("sites") as report, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             asked = None if sites is None else _sites(sites, loaded.model, inputs)

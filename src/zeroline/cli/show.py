@@ -28,7 +28,8 @@ from zeroline.model import normalisation
 from zeroline.model.families import patch_grid
 from zeroline.model.inputs import Inputs
 from zeroline.model.loading import Loaded
-from zeroline.model.reference import reference_inputs
+from zeroline.model.positions import positions_of
+from zeroline.model.reference import reference_inputs, settle
 from zeroline.report import figure
 
 _WIDE = 240  # in a pipe a table is for a program to read: do not fold it to 80 columns
@@ -121,7 +122,11 @@ def draw(
         notes.print("no figure: the model's inputs hold no image")
         return None
     try:
-        grid = patch_grid(loaded.model, photograph.shape[:2]) if grid is None else grid
+        if grid is None and prefix is None:
+            lie = positions_of(loaded.model, Inputs.of(loaded.model, inputs), figure.picture_part(attribution))
+            grid, prefix = (lie.grid, lie.prefix) if lie.grid is not None else (None, None)
+        elif grid is None:
+            grid = patch_grid(loaded.model, photograph.shape[:2])
         seen = figure.view(attribution, photograph, baseline_picture(loaded, inputs, baseline, attribution.site), grid=grid, prefix=prefix)
     except SiteError as reason:
         notes.print(f"no figure: {reason}")
@@ -139,6 +144,12 @@ def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
     with Progress(*columns, console=notes, transient=True) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def settled(loaded: Loaded, inputs: Any, baseline: Baseline | Distribution, site: str | None) -> Baseline | Distribution:
+    """The baseline with its recipe followed, a bar while it is looked for: the figure then shows what was measured from."""
+    with progress("looking for the baseline") as report:
+        return settle(loaded.model, inputs, baseline, site, report)
 
 
 def pixels(loaded: Loaded, inputs: Any) -> figure.Picture | None:

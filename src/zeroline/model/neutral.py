@@ -9,7 +9,7 @@ neutral input of the same KL (in float64 the two agree).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from zeroline.target import class_scores
 
 Features = tuple[Tensor, ...]
 Bounds = tuple[Tensor, Tensor]
+Progress = Callable[[int, int | None], None]
 _STEP = 0.005  # of the range of the input, or of the root mean square of the features: too small to be seen in one step
 _FLOOR = 1e-2  # of a sample's root mean square gradient: Adam's epsilon
 _MOMENTS = (0.9, 0.999)  # Kingma & Ba 2015, their defaults
@@ -44,7 +45,13 @@ def require_classes(scores: Tensor, what: str) -> None:
 
 
 def descend(
-    model: nn.Module, inputs: Inputs, places: tuple[Place, ...], start: Features, bounds: Sequence[Bounds] | None, recipe: Neutral
+    model: nn.Module,
+    inputs: Inputs,
+    places: tuple[Place, ...],
+    start: Features,
+    bounds: Sequence[Bounds] | None,
+    recipe: Neutral,
+    progress: Progress | None = None,
 ) -> tuple[Features, Tensor]:
     """Features at ``places`` with KL(p, uniform) <= ``recipe.kl`` for every sample, and the KL reached [batch], float64.
 
@@ -71,6 +78,8 @@ def descend(
         if step == recipe.max_steps:
             break
         step += 1
+        if progress:
+            progress(step, recipe.max_steps)
         moving = zip(fine, gradients, first, second, sizes, limits)
         fine = [_moved(z, g.to(z), m, v, size, step, waiting, limit) for z, g, m, v, size, limit in moving]
     worst = int(torch.where(waiting, kl, -torch.ones_like(kl)).argmax())

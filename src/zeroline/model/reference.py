@@ -7,7 +7,7 @@ input is ``model.neutral``; what is done with x0 and z0 is ``model.ask``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from zeroline.baseline import Baseline, BaselineLike, Distribution, MeanOf, Neut
 from zeroline.errors import BaselineError, InputError
 from zeroline.model import normalisation
 from zeroline.model.inputs import Inputs
-from zeroline.model.neutral import Bounds, descend
+from zeroline.model.neutral import Bounds, Progress, descend
 from zeroline.model.places import Place, embedding_of, resolve, run
 from zeroline.model.state import untouched
 from zeroline.site import SiteLike, as_site
@@ -68,14 +68,14 @@ def main_input(model: nn.Module, inputs: Inputs, baseline: Baseline) -> str:
         raise
 
 
-def settle(model: nn.Module, inputs: Any, baseline: BaselineLike, site: SiteLike = None) -> Baseline | Distribution:
+def settle(model: nn.Module, inputs: Any, baseline: BaselineLike, site: SiteLike = None, progress: Progress | None = None) -> Baseline | Distribution:
     """A baseline whose recipe, if it is at the input, has been followed: for several questions about the same inputs.
 
-    ``site`` tells which inputs are meant where a model has several.
+    ``site`` tells which inputs are meant where a model has several; ``progress`` is called with (steps done, at most) of a search.
     """
     if isinstance(baseline, Distribution):
-        return replace(baseline, draws=tuple(settle_one(model, inputs, draw, site) for draw in baseline.draws))
-    return settle_one(model, inputs, as_baseline(baseline), site)
+        return replace(baseline, draws=tuple(settle_one(model, inputs, draw, site, progress) for draw in baseline.draws))
+    return settle_one(model, inputs, as_baseline(baseline), site, progress)
 
 
 def settle_sites(model: nn.Module, inputs: Any, baseline: BaselineLike, sites: Sequence[SiteLike]) -> list[Baseline | Distribution]:
@@ -96,21 +96,23 @@ def _names_an_input(site: SiteLike) -> bool:
     return (known.kind == "input" and known.name is not None) or any(_names_an_input(part) for part in known.joint)
 
 
-def settle_one(model: nn.Module, inputs: Any, baseline: Baseline, site: SiteLike = None) -> Baseline:
+def settle_one(model: nn.Module, inputs: Any, baseline: Baseline, site: SiteLike = None, progress: Progress | None = None) -> Baseline:
     """As ``settle``, for a single baseline."""
     if baseline.recipe is None or baseline.at == "site":
         return baseline
     with untouched(model):
         known = Inputs.of(model, inputs)
-        return settled(model, known, baseline, resolve(model, known, as_site(site)) if _names_an_input(site) else ())
+        return settled(model, known, baseline, resolve(model, known, as_site(site)) if _names_an_input(site) else (), progress)
 
 
-def settled(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places) -> Baseline:
+def settled(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places, progress: Progress | None = None) -> Baseline:
     """The baseline with its recipe followed: ``inputs`` (x0) or ``features`` (z0 at ``places``) known. Runs the model."""
     if baseline.recipe is None:
         return baseline
-    follow: dict[type, Callable[..., Baseline]] = {MeanOf: _mean, Replaced: _other_words, Neutral: _neutral}
-    return replace(follow[type(baseline.recipe)](model, inputs, baseline, places), recipe=None)
+    if isinstance(baseline.recipe, Neutral):
+        return replace(_neutral(model, inputs, baseline, places, progress), recipe=None)
+    follow = _mean if isinstance(baseline.recipe, MeanOf) else _other_words
+    return replace(follow(model, inputs, baseline, places), recipe=None)
 
 
 def _other_words(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places) -> Baseline:
@@ -197,14 +199,14 @@ def features_at(model: nn.Module, inputs: Inputs, places: Places) -> Features:
     return tuple(seen[i] for i in range(len(places)))
 
 
-def _neutral(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places) -> Baseline:
+def _neutral(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Places, progress: Progress | None) -> Baseline:
     recipe = baseline.recipe
     assert isinstance(recipe, Neutral)
     if baseline.at == "input":
         places = tuple(Place(input=name) for name in input_names(model, inputs, baseline, places))
         begin = settled(model, inputs, recipe.start, places)
         start = _first_values(model, inputs, begin, places)
-        found, kl = descend(model, inputs, places, start, [_bounds(model, z, recipe) for z in start], recipe)
+        found, kl = descend(model, inputs, places, start, [_bounds(model, z, recipe) for z in start], recipe, progress)
         return replace(baseline, inputs=inputs.with_values({str(place.input): z for place, z in zip(places, found)}), kl=kl)
     begin = settled(model, inputs, recipe.start, places)
     z = features_at(model, inputs, places)
@@ -212,7 +214,7 @@ def _neutral(model: nn.Module, inputs: Inputs, baseline: Baseline, places: Place
         start = features_at(model, reference_inputs(model, inputs, begin, places), places)
     else:
         start = tuple(begin.checked(f, like) for f, like in zip(begin.features, z)) if begin.features else tuple(begin(f) for f in z)
-    found, kl = descend(model, inputs, places, start, None, recipe)
+    found, kl = descend(model, inputs, places, start, None, recipe, progress)
     return replace(baseline, features=found, kl=kl)
 
 
