@@ -52,6 +52,8 @@ class Row:
     local: Tensor | None
     evaluations: Tensor
     budget: dict[str, Tensor]
+    difference: Tensor
+    stopped: tuple[str, ...] = ()
     figures: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -67,6 +69,8 @@ class Row:
             None if local[0] is None else torch.cat(local) / size,
             torch.cat([one.evaluations for one in found]),
             {part: torch.cat([one.budget[part] for one in found]) / size for part in found[0].budget},
+            torch.cat([one.difference for one in found]),
+            tuple(why for one in found for why in one.stopped),
             figures,
         )
 
@@ -555,12 +559,16 @@ def verdict(found: Mapping[str, Any]) -> None:
         exact = sum(error <= 0.01 for error in first_order)
         claim = "first-order methods (gradient x input, Taylor, the CAM family) do not account for the difference"
         said = f"median errors {share(min(first_order))} to {share(max(first_order))}; {exact} of {len(first_order)} within 1 %"
-        rows.append([name, claim, said, "yes" if not exact else "not all: see above"])
+        rows.append([name, claim, said, "yes" if not exact else "not all: see its table"])
         within = float((captum.error <= 0.01).double().mean())
         said = f"{within:.0%} of the inputs within 1 % at 50 steps (median {share(middle(captum.error))}, worst {share(float(captum.error.max()))})"
         rows.append([name, "IG with a fixed number of steps leaves an error that nobody sees", said, "yes" if within < 0.95 else "hardly"])
         worst = max(float(r.error.max()) for r in revised)
         said = f"worst error over all inputs and layers shown: {share(worst)}; worst local error {share(max(float(r.local.max()) for r in revised))}"
+        late = [(r.stopped[i], float(r.difference[i])) for r in revised for i in (r.error > 0.0101).nonzero().flatten().tolist()]
+        if late:
+            whys = "; ".join(f"{why} at a difference of {difference:.2g}" for why, difference in late)
+            said += f"; {len(late)} of {sum(len(r.error) for r in revised)} above 1 %: {whys}"
         rows.append([name, "a revised IG with a stated baseline accounts for it at any layer", said, "yes" if worst <= 0.0101 else "not everywhere"])
         for figure, sign in (("deletion", -1.0), ("insertion", 1.0)):
             r = agreement(part["rows"], figure, sign)
