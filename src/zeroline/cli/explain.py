@@ -17,8 +17,8 @@ from zeroline.baseline import Baseline, Distribution
 from zeroline.cli import show
 from zeroline.cli.options import AsJson, BaselineText, Grid, ImageFile, MaxEvaluations, ModelName, Prefix, TargetText, Tolerance, TrustRemoteCode
 from zeroline.cli.sources import is_input, load_model, open_image, read_baseline
-from zeroline.errors import NotFoundError, UsageError
-from zeroline.methods import CAMS, METHODS
+from zeroline.errors import UsageError
+from zeroline.methods import CAMS, METHODS, method_named
 from zeroline.model.loading import Loaded
 from zeroline.target import Target, box, contrast, detection, logit, whole_number
 
@@ -125,10 +125,8 @@ def read_target(text: str, labels: Mapping[str, int]) -> Target:
 
 def _options(method: str, given: dict[str, Any]) -> dict[str, Any]:
     """The options that were given; an error where the method does not take one of them."""
-    if method not in METHODS:
-        raise NotFoundError.among("method", method, METHODS, "see `zeroline methods`")
+    possible = inspect.signature(method_named(method)).parameters
     asked = {name: value for name, value in given.items() if value is not None}
-    possible = inspect.signature(METHODS[method]).parameters
     for name in asked:
         if name not in possible:
             takers = ", ".join(m for m, f in METHODS.items() if name in inspect.signature(f).parameters)

@@ -14,7 +14,7 @@ from torch import nn
 
 from zeroline.baseline import BaselineLike, zeros
 from zeroline.comparison import Comparison
-from zeroline.errors import NotFoundError, UsageError
+from zeroline.errors import UsageError
 from zeroline.measure.layers import gathered, lie_of, require_options
 from zeroline.methods import CAMS, METHODS
 from zeroline.model.blocks import cam_site
@@ -66,8 +66,6 @@ def compare(
         raise UsageError("compare was asked of no methods")
     for label, one in asked.items():
         name = one.setdefault("method", label)
-        if name not in METHODS:
-            raise NotFoundError.among("method", str(name), METHODS, "see `zeroline methods`")
         require_options(name, one.keys() - {"method", "site", "baseline"})
     if grid_site is None and any(one["method"] in CAMS and "site" not in one for one in asked.values()):
         grid_site = cam_site(model, inputs, target)

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from zeroline.attribution import Attribution
 from zeroline.baseline import BaselineLike
-from zeroline.errors import NotFoundError
-from zeroline.methods import METHODS
+from zeroline.methods import method_named
 from zeroline.site import SiteLike
 from zeroline.target import TargetLike
 
@@ -109,6 +108,4 @@ def error_budget(
         NotFoundError: no method of that name.
         And as the method.
     """
-    if method_name not in METHODS:
-        raise NotFoundError.among("method", method_name, METHODS, "see `zeroline methods`")
-    return ErrorBudget(METHODS[method_name](model, inputs, target=target, site=site, baseline=baseline, **options))
+    return ErrorBudget(method_named(method_name)(model, inputs, target=target, site=site, baseline=baseline, **options))

@@ -20,7 +20,7 @@ from zeroline.attribution import Attribution
 from zeroline.baseline import BaselineLike
 from zeroline.comparison import Comparison
 from zeroline.errors import InputError, NotFoundError, RunError, SiteError, UsageError
-from zeroline.methods import CAMS, METHODS
+from zeroline.methods import CAMS, METHODS, method_named
 from zeroline.model.blocks import default_sites
 from zeroline.model.inputs import Inputs
 from zeroline.model.places import resolve
@@ -65,8 +65,6 @@ def layers(
     Raises:
         The site's error, where the method fails at every site. And as the method.
     """
-    if method not in METHODS:
-        raise NotFoundError.among("method", method, METHODS, "see `zeroline methods`")
     require_options(method, options)
     given = [sites] if isinstance(sites, (str, Site, nn.Module)) else sites
     asked: list[SiteLike] = list(dict.fromkeys(default_sites(model, inputs) if given is None else given))
@@ -131,8 +129,8 @@ def lie_of(model: nn.Module, inputs: Inputs, found: Attribution, grid: tuple[int
 
 
 def require_options(method: str, options: Iterable[str]) -> None:
-    """Raise where a method of ``METHODS`` does not take an option."""
-    possible = [p for p in inspect.signature(METHODS[method]).parameters if p not in ("model", "inputs", "target", "site", "baseline")]
+    """Raise where there is no such method, or it does not take an option."""
+    possible = [p for p in inspect.signature(method_named(method)).parameters if p not in ("model", "inputs", "target", "site", "baseline")]
     for name in options:
         if name not in possible:
             raise NotFoundError.among(f"option of {method}", name, possible)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zeroline.attribution import Attribution
+from zeroline.errors import NotFoundError
 from zeroline.methods.attention_relevance import attention_relevance
 from zeroline.methods.attention_transfer import attention_transfer
 from zeroline.methods.difference_map import difference_map
@@ -30,6 +31,14 @@ METHODS: dict[str, Callable[..., Attribution]] = {
     "odam": odam,
     "taylor": taylor,
 }
+
+
+def method_named(name: str) -> Callable[..., Attribution]:
+    """The method of ``METHODS``; an error with the nearest names where there is none."""
+    if name not in METHODS:
+        raise NotFoundError.among("method", str(name), METHODS, "see `zeroline methods`")
+    return METHODS[name]
+
 
 # members of METHODS that read a site as positions of a map
 CAMS = ("difference_map", "grad_cam", "layer_cam", "odam")

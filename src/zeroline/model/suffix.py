@@ -39,7 +39,7 @@ class Prefix:
 
     def __init__(self, model: nn.Module, places: tuple[Place, ...], known: dict[Key, Any] | None = None) -> None:
         self.modules = [] if any(place.input for place in places) else _before(model, places)
-        self.everything = [(name, module) for name, module in model.named_modules() if name and not isinstance(module, torch.jit.ScriptModule)]
+        self.model = model
         self.outputs: dict[Key, Any] = {}
         self.known = {} if known is None else known
         self.axes: Axes | None = None
@@ -80,7 +80,8 @@ class Prefix:
 
             return measuring
 
-        with self._patched(note, self.everything):
+        everything = [(name, module) for name, module in self.model.named_modules() if name and not isinstance(module, torch.jit.ScriptModule)]
+        with self._patched(note, everything):
             yield
 
     def find_axes(self, shapes: Shapes, batch: int, other: int) -> Axes:
