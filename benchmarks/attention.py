@@ -72,7 +72,7 @@ def eager(model: nn.Module, x: Tensor) -> Tensor:
 
 def pointing_table() -> None:
     from zeroline.zoo.photo_digits import PhotoDigits
-    from zeroline.zoo.train import pixels
+    from zeroline.zoo.train.common import pixels
 
     model = zl.zoo.load("digits-vit")
     data = PhotoDigits("test", SEED)

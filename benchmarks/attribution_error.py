@@ -133,7 +133,7 @@ class Digits:
     @classmethod
     def made(cls, images: int) -> Digits:
         from zeroline.zoo.photo_digits import PhotoDigits
-        from zeroline.zoo.train import pixels
+        from zeroline.zoo.train.common import pixels
 
         test, train = PhotoDigits("test", SEED), PhotoDigits("train", SEED)
         scenes = [test.scene(1) for _ in range(images)]

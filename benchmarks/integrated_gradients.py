@@ -168,7 +168,7 @@ def memory_table() -> None:
 def exactness_table(images: int) -> None:
     from zeroline import zoo
     from zeroline.zoo.photo_digits import PhotoDigits
-    from zeroline.zoo.train import FRESH_SEED, pixels
+    from zeroline.zoo.train.common import FRESH_SEED, pixels
 
     model, data = zoo.load("digits-vit"), PhotoDigits("test", FRESH_SEED + 2)
     x = pixels([data.scene(1) for _ in range(images)])

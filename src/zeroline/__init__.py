@@ -25,10 +25,12 @@ from zeroline.measure import ErrorBudget, audit_baseline, compare, deletion_inse
 from zeroline.methods import (
     METHODS,
     ROUTES,
+    attention_eclip,
     attention_relevance,
     attention_transfer,
     difference_map,
     grad_cam,
+    grad_eclip,
     gradient_x_input,
     integrated_attention,
     integrated_gradients,
@@ -37,10 +39,12 @@ from zeroline.methods import (
     rollout,
     taylor,
 )
+from zeroline.model.dual_encoder import DualEncoder
 from zeroline.model.listing import sites
 from zeroline.model.surgery import capture, replaced
 from zeroline.model.trace import trace
 from zeroline.relevance import Relevance
+from zeroline.similarity import similarity
 from zeroline.target import contrast, logit, top
 
 __version__ = "0.1.0"
@@ -51,8 +55,10 @@ __all__ = [
     "Attribution",
     "BaselineAudit",
     "Comparison",
+    "DualEncoder",
     "ErrorBudget",
     "Relevance",
+    "attention_eclip",
     "attention_relevance",
     "attention_transfer",
     "audit_baseline",
@@ -65,6 +71,7 @@ __all__ = [
     "error_budget",
     "errors",
     "grad_cam",
+    "grad_eclip",
     "gradient_x_input",
     "integrated_attention",
     "integrated_gradients",
@@ -74,6 +81,7 @@ __all__ = [
     "odam",
     "replaced",
     "rollout",
+    "similarity",
     "site",
     "sites",
     "target",

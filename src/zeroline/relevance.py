@@ -19,7 +19,7 @@ from torch import Tensor
 from zeroline import records
 from zeroline.errors import InputError, LoadError, NotFoundError, UsageError
 
-FORMAT = 1
+FORMAT = 2
 KIND = "relevance"
 
 
@@ -32,13 +32,28 @@ class Tokens:
 
 
 @dataclass(frozen=True, eq=False)
+class Substitution:
+    """Weights that a method puts in the place of an attention's own: ``weights`` [n, keys] for its queries (``group``, ``row``) [n].
+
+    A group is a sample, or a window of one. What the model would answer with them is its *implied model*
+    (``zl.check_principles`` runs it); the weights are as the method uses them and need not add up to 1.
+    """
+
+    call: str
+    group: Tensor
+    row: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Relevance:
     """Relevance per source, per token, and per call.
 
     ``by_source[stream]`` is [batch, tokens]; the stream is a model input's name, or a parameter's where tokens are learned.
     ``per_call[stream]`` is [calls, batch, tokens]: what each call moved onto the tokens that its keys stand for, in the
     order of ``calls``. ``output`` is f(x), float64 [batch]. ``calls`` holds (name, kind) pairs; ``corrected`` their numbers.
-    What the method substitutes in the model it declares in ``substitutes``: nothing, for relevance over the graph.
+    What the method substitutes in the model it declares in ``substitutes`` in words and, where that can be put in the model's
+    place, in ``substituted``: nothing, for relevance over the graph.
     """
 
     by_source: Mapping[str, Tensor]
@@ -51,6 +66,7 @@ class Relevance:
     corrected: tuple[int, ...]
     readout: tuple[str, ...] = ()
     substitutes: tuple[str, ...] = ()
+    substituted: tuple[Substitution, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     model_class: str = ""
@@ -104,7 +120,8 @@ class Relevance:
         pick = slice(index % size, index % size + 1)
         own = {name: r[pick] if len(r) == size else r for name, r in self.by_source.items()}
         calls = {name: r[:, pick] if r.shape[1] == size else r for name, r in self.per_call.items()}
-        return replace(self, by_source=own, per_call=calls, target=self.target[pick], readout=self.readout[pick], output=self.output[pick])
+        put = tuple(_of_sample(s, index % size) for s in self.substituted)
+        return replace(self, by_source=own, per_call=calls, substituted=put, target=self.target[pick], readout=self.readout[pick], output=self.output[pick])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the values, as JSON types."""
@@ -122,6 +139,7 @@ class Relevance:
             "corrected": list(self.corrected),
             "readout": list(self.readout),
             "substitutes": list(self.substitutes),
+            "substituted": [{"call": s.call, "rows": len(s.row), "keys": s.weights.shape[1]} for s in self.substituted],
             "settings": dict(self.settings),
             "versions": dict(self.versions),
             "model": self.model_id,
@@ -131,6 +149,8 @@ class Relevance:
         """Write values and record to one safetensors file (to a temporary name first, then renamed)."""
         tensors = {f"by_source/{name}": r for name, r in self.by_source.items()}
         tensors |= {f"per_call/{name}": r for name, r in self.per_call.items()}
+        for i, s in enumerate(self.substituted):
+            tensors |= {f"substituted/{i}/{part}": getattr(s, part) for part in ("group", "row", "weights")}
         records.write(path, {**tensors, "output": self.output}, self.to_dict())
 
     @classmethod
@@ -151,6 +171,10 @@ class Relevance:
             calls=tuple((c["name"], c["kind"]) for c in record["calls"]),
             corrected=tuple(record["corrected"]),
             substitutes=tuple(record["substitutes"]),
+            substituted=tuple(
+                Substitution(s["call"], *(tensors[f"substituted/{i}/{part}"] for part in ("group", "row", "weights")))
+                for i, s in enumerate(record["substituted"])
+            ),
             model_class=model_class,
             weights=weights,
             readout=tuple(record["readout"]),
@@ -166,6 +190,7 @@ class Relevance:
             ("read at", self.readout[sample]),
             ("attention calls", f"{len(kinds)} ({kinds.count('heterogenous')} heterogenous), {len(self.corrected)} corrected"),
         ]
+        lines += [("substitutes", words) for words in self.substitutes]
         for name, r in self.by_source.items():
             if len(r) != len(self.output):
                 lines.append((name, f"{r.shape[1]} tokens of {len(r)} samples"))
@@ -235,6 +260,11 @@ def laid(stream: str, count: int, known: Tokens, grid: Any, prefix: Any) -> Toke
         asked = f"a grid of {rows} x {columns} with {max(before, 0)} prefix tokens"
         raise InputError(f"{asked} has {patches + max(before, 0)} tokens; {stream!r} has {count}")
     return Tokens(before, shape)
+
+
+def _of_sample(found: Substitution, sample: int) -> Substitution:
+    mine = found.group == sample
+    return Substitution(found.call, torch.zeros_like(found.group[mine]), found.row[mine], found.weights[mine])
 
 
 def _listed(grid: tuple[int, int] | None) -> list[int] | None:

@@ -581,7 +581,7 @@ def test_the_fast_paths_difference_is_recorded_without_padded_rows():
 def test_the_positive_correction_points_at_the_right_digit_far_more_often_than_raw_attention(digits_vit):
     """Two-digit scenes from a seed of its own; docs/performance.md has the table of 240 targets."""
     from zeroline.zoo.photo_digits import PhotoDigits
-    from zeroline.zoo.train import pixels
+    from zeroline.zoo.train.common import pixels
 
     data = PhotoDigits("test", 4711)
     scenes = [scene for scene in (data.scene(2) for _ in range(70)) if len(scene.objects) == 2][:60]

@@ -10,7 +10,7 @@ import torch
 from zeroline import zoo
 from zeroline.errors import InputError, NotFoundError
 from zeroline.zoo.photo_digits import COLOURS, PHOTOGRAPHS, PhotoDigits
-from zeroline.zoo.train import accuracy
+from zeroline.zoo.train.vit import accuracy
 
 
 def test_the_model_names_at_least_95_percent_of_single_digits_on_a_fresh_seed(digits_vit):

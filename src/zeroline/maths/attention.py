@@ -62,6 +62,21 @@ class Maps:
             return scores.softmax(-1).masked_fill_(nothing, 0)
         return scores.softmax(-1)
 
+    def visible(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Which keys a query may see: bool [G, rows, Nk], in any head. A mask of the model's own is read off its map."""
+        groups, _, queries, keys = self.shape
+        if self.weights is not None:
+            return (self.weights[:, :, rows] > 0).any(1)
+        index = torch.arange(queries, device=self.query.device)[rows]
+        seen = torch.ones(groups, len(index), keys, dtype=torch.bool, device=self.query.device)
+        if self.mask is not None:
+            mask = self.mask if self.mask.shape[-2] == 1 else self.mask[..., rows, :]
+            may = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            seen &= may.any(-3) if may.ndim == 4 else may
+        if self.causal:
+            seen &= torch.arange(keys, device=seen.device) <= index[:, None]
+        return seen
+
     def gradient(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """dA [G, H, rows, Nk] = dO v^T."""
         assert self.output_gradient is not None

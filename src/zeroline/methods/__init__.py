@@ -10,10 +10,12 @@ from typing import Any
 
 from zeroline.attribution import Attribution
 from zeroline.errors import NotFoundError
+from zeroline.methods.attention_eclip import attention_eclip
 from zeroline.methods.attention_relevance import attention_relevance
 from zeroline.methods.attention_transfer import attention_transfer
 from zeroline.methods.difference_map import difference_map
 from zeroline.methods.grad_cam import grad_cam
+from zeroline.methods.grad_eclip import grad_eclip
 from zeroline.methods.gradient_x_input import gradient_x_input
 from zeroline.methods.integrated_attention import integrated_attention
 from zeroline.methods.integrated_gradients import integrated_gradients
@@ -44,8 +46,10 @@ def method_named(name: str) -> Callable[..., Attribution]:
 CAMS = ("difference_map", "grad_cam", "layer_cam", "odam")
 
 ROUTES: dict[str, Callable[..., Any]] = {
+    "attention_eclip": attention_eclip,
     "attention_relevance": attention_relevance,
     "attention_transfer": attention_transfer,
+    "grad_eclip": grad_eclip,
     "integrated_attention": integrated_attention,
     "rollout": rollout,
 }
@@ -54,10 +58,12 @@ __all__ = [
     "CAMS",
     "METHODS",
     "ROUTES",
+    "attention_eclip",
     "attention_relevance",
     "attention_transfer",
     "difference_map",
     "grad_cam",
+    "grad_eclip",
     "gradient_x_input",
     "integrated_attention",
     "integrated_gradients",

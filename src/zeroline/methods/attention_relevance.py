@@ -16,19 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zeroline.errors import InputError, NonFiniteError, NotFoundError, TargetError
+from zeroline.errors import InputError, NotFoundError, TargetError
 from zeroline.maths.attention import CORRECTIONS, FUSIONS, correction_of, fused, vector_times
 from zeroline.maths.propagation import Matrices, bimodal, carried, gathered, reverse
 from zeroline.model import identity
 from zeroline.model.ask import labels_of
+from zeroline.model.backward import output_gradients
 from zeroline.model.families import patches_of
 from zeroline.model.links import State
 from zeroline.model.question import checked
 from zeroline.model.readout import Given, Readout, finals, readout
 from zeroline.model.streams import Stream
+from zeroline.model.targets import target_of
 from zeroline.model.trace import HETEROGENOUS, Call, Followed, chosen, followed
 from zeroline.relevance import Relevance, Tokens, laid
-from zeroline.target import Target, TargetLike, as_target
+from zeroline.target import Target, TargetLike
 
 RULES = ("graph", "chefer-bimodal")
 COVERAGES = ("complete", "incomplete")
@@ -90,16 +92,17 @@ def attention_relevance(
     _among("head_fusion", head_fusion, FUSIONS)
     settings = {"correction": correction, "calls": _plain(calls), "coverage": coverage, "rule": rule, "head_fusion": head_fusion}
     settings |= {"guide": _kept(guide), "readout": _kept(readout)}
+    several = isinstance(target, Mapping)
+    given: Mapping[str, TargetLike] = target if isinstance(target, Mapping) else {"": target}
+    if not given:
+        raise TargetError("no targets were given")
+    asked = {name: target_of(model, inputs, one) for name, one in given.items()}
     with followed(model, inputs) as pass_:
         records = pass_.calls()
-        several = isinstance(target, Mapping)
-        asked: Mapping[str, TargetLike] = target if isinstance(target, Mapping) else {"": target}
-        if not asked:
-            raise TargetError("no targets were given")
         found = {}
         for number, (name, one) in enumerate(asked.items()):
             options = {"correction": correction, "calls": calls, "coverage": coverage, "guide": guide, "head_fusion": head_fusion, "given": readout}
-            sweep = Sweep(pass_, records, as_target(one), **options)
+            sweep = Sweep(pass_, records, one, **options)
             sweep.differentiate(keep=number + 1 < len(asked))
             run = sweep.graph_rule if rule == "graph" else sweep.bimodal_rule
             found[name] = sweep.record(run(), "rollout" if correction == "none" else "attention_relevance", settings, grid, prefix)
@@ -147,20 +150,8 @@ class Sweep:
 
     def differentiate(self, keep: bool) -> None:
         """df/do of every call that needs it, in one backward pass; the graph goes with it unless kept."""
-        wanted = sorted((self.corrected if self.change is not None else set()) | set(self.finals if self.given is None else ()))
-        outputs = [self.graph.calls[i].output for i in wanted]
-        edges = [output.edge for output in outputs if output.edge is not None]
-        try:
-            found = iter(torch.autograd.grad(self.value.sum(), edges, allow_unused=True, retain_graph=keep) if edges else ())
-        except RuntimeError as problem:
-            if isinstance(problem, torch.OutOfMemoryError):
-                raise
-            raise TargetError(f"the backward pass fails: {str(problem).splitlines()[0]}") from problem
-        for i, output in zip(wanted, outputs):
-            gradient = next(found) if output.edge is not None else None
-            if gradient is not None and not bool(gradient.isfinite().all()):
-                raise NonFiniteError(f"the gradient of the target is not finite at the output of {self.records[i].name}")
-            self.gradients[i] = torch.zeros_like(output.tensor) if gradient is None else gradient
+        wanted = (self.corrected if self.change is not None else set()) | set(self.finals if self.given is None else ())
+        self.gradients = output_gradients(self.pass_, self.value, wanted, keep=keep)
         del self.value
 
     def start(self) -> Readout:

@@ -20,9 +20,10 @@ from zeroline.maths.propagation import Matrices, gathered
 from zeroline.methods.attention_relevance import Sweep, token_lie
 from zeroline.model.links import State
 from zeroline.model.streams import Stream
+from zeroline.model.targets import target_of
 from zeroline.model.trace import HOMOGENOUS, followed
 from zeroline.relevance import Tokens
-from zeroline.target import TargetLike, as_target
+from zeroline.target import TargetLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +73,10 @@ def attention_transfer(
     for kind, asked, possible in (("correction", correction, tuple(CORRECTIONS)), ("head_fusion", head_fusion, FUSIONS)):
         if asked not in possible:
             raise NotFoundError.among(kind, str(asked), possible)
+    known = target_of(model, inputs, target)
     with followed(model, inputs) as pass_:
         records = pass_.calls()
-        sweep = Sweep(pass_, records, as_target(target), correction=correction, head_fusion=head_fusion)
+        sweep = Sweep(pass_, records, known, correction=correction, head_fusion=head_fusion)
         sweep.differentiate(keep=False)
         alone: Mapping[str, list[int]] = {
             name: [c.number for c in records if c.kind == HOMOGENOUS and c.queries == name] for name in pass_.graph.streams

@@ -20,9 +20,10 @@ from zeroline.methods.integrated_gradients import integrated_gradients
 from zeroline.model.ask import labels_of
 from zeroline.model.inputs import Inputs
 from zeroline.model.state import untouched
+from zeroline.model.targets import target_of
 from zeroline.model.trace import chosen, trace
 from zeroline.site import attention, joint
-from zeroline.target import TargetLike, as_target
+from zeroline.target import TargetLike
 
 BASELINES = ("zero", "uniform")
 
@@ -82,4 +83,4 @@ def _bare(model: nn.Module, inputs: Any, target: TargetLike) -> Tensor:
     with untouched(model), torch.no_grad():
         wanted = Inputs.of(model, inputs)
         output = wanted.call(model)
-        return as_target(target).resolve(output, labels_of(model)).read(output, torch.arange(wanted.batch)).double()
+        return target_of(model, wanted, target).resolve(output, labels_of(model)).read(output, torch.arange(wanted.batch)).double()

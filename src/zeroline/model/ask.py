@@ -25,8 +25,9 @@ from zeroline.model.reference import like_those_of_x, reference_inputs, settled
 from zeroline.model.shared import current
 from zeroline.model.state import untouched
 from zeroline.model.suffix import Axes, Prefix, Shapes, Unsound
+from zeroline.model.targets import target_of
 from zeroline.site import SiteLike, as_site
-from zeroline.target import ClassTarget, OutputTarget, Target, TargetLike, TokenTarget, as_target
+from zeroline.target import ClassTarget, OutputTarget, Target, TargetLike, TokenTarget
 
 _axes: Memory[Axes] = Memory()
 _separate: Memory[bool] = Memory()
@@ -57,7 +58,7 @@ def ask(
         wanted = Inputs.of(model, inputs)
         places = resolve(model, wanted, as_site(site))
         known = settled(model, wanted, as_baseline(baseline), places)
-        question = _at_x(model, wanted, places, as_target(target), known, gradient, replay)
+        question = _at_x(model, wanted, places, target_of(model, wanted, target), known, gradient, replay)
         if replay or (question.batch > 1 and not isinstance(question.target, OutputTarget)):
             _require_separate_samples(question)
         _measure_baseline(question)

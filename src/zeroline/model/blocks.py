@@ -30,7 +30,7 @@ def blocks_of(model: nn.Module, inputs: Any) -> list[str]:
     for site, _ in observed(model, inputs):
         if "#" not in site and not site.startswith("input:"):
             seen.setdefault(site.split("[")[0], site)
-    for names in (_entries(model), {name for name, _ in model.named_children()}):
+    for names in (entries_of(model), {name for name, _ in model.named_children()}):
         found = [site for name, site in seen.items() if name in names]
         if found:
             return found
@@ -70,7 +70,7 @@ def _felt(gradient: Tensor) -> int:
     return int((at > 0).sum())
 
 
-def _entries(model: nn.Module) -> set[str]:
+def entries_of(model: nn.Module) -> set[str]:
     """Names of the composite entries of the outermost lists of modules; a list of one entry that holds such lists is looked into."""
     found: set[str] = set()
 

@@ -253,7 +253,9 @@ class Watch(TorchFunctionMode):
         query, key, value = (_led(part, lead) for part in (query, key, value))
         seen = Seen(path, index, how, query, key, value, output, **more)
         if self.replace is not None:
-            out = self.replace(seen, out)
+            changed = self.replace(seen, out)
+            if changed is not out:
+                out, seen = changed, replace(seen, output=operand(changed, order))
         self.recording.seen.append(seen)
         return out
 

@@ -18,8 +18,9 @@ from zeroline.model.inputs import Inputs
 from zeroline.model.places import resolve, run
 from zeroline.model.question import checked, differentiate
 from zeroline.model.state import untouched
+from zeroline.model.targets import target_of
 from zeroline.site import SiteLike, as_site
-from zeroline.target import TargetLike, as_target
+from zeroline.target import TargetLike
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def capture(model: nn.Module, inputs: Any, site: SiteLike, *, target: TargetLike
         gradients: tuple[Tensor, ...] = ()
         if target is not None:
             everyone = torch.arange(wanted.batch)
-            resolved = as_target(target).resolve(output, labels_of(model))
+            resolved = target_of(model, wanted, target).resolve(output, labels_of(model))
             gradients, _ = differentiate(checked(resolved.read(output, everyone), everyone, None), ordered)
         return Captured(dict(zip(names, (p.detach() for p in ordered))), dict(zip(names, gradients)), output)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from zeroline.errors import ModelStateError, NotFoundError, TraceError
 from zeroline.maths.attention import Maps
 from zeroline.model import identity
-from zeroline.model.capture import Recording, Seen, watched
+from zeroline.model.capture import Recording, Replace, Seen, watched
 from zeroline.model.inputs import Inputs
 from zeroline.model.layouts import layout_of
 from zeroline.model.maps import four, heads_of, maps_of, name_of
@@ -185,13 +185,16 @@ def trace(model: nn.Module, inputs: Any) -> Trace:
 
 
 @contextmanager
-def followed(model: nn.Module, inputs: Any) -> Iterator[Followed]:
-    """Run the model once, watched, and read its graph; inside the block the tensors live, after it all is put back."""
+def followed(model: nn.Module, inputs: Any, replace_output: Replace | None = None) -> Iterator[Followed]:
+    """Run the model once, watched, and read its graph; inside the block the tensors live, after it all is put back.
+
+    ``replace_output(seen, output)`` may put another output in an attention's place: it is then another model that is followed.
+    """
     fast = _fast_output(model, inputs)
     with untouched(model):
         _refuse_hidden(model)
         wanted = Inputs.of(model, inputs)
-        with watched(model, wanted) as recording:
+        with watched(model, wanted, replace_output=replace_output) as recording:
             if not recording.seen:
                 raise TraceError(_nothing_seen(model, recording))
             _refuse_unseen(recording)

@@ -1,34 +1,22 @@
-"""Makes the zoo's weights again, from seeds: ``python -m zeroline.zoo.train vit [--out DIR]``.
-
-Phase 1 shows the model only the 5 x 5 window of patch tokens around the digit, which breaks the plateau
+"""Trains digits-vit. Phase 1 shows the model only the 5 x 5 window of patch tokens around the digit, which breaks the plateau
 at chance in a few hundred steps; phase 2 shows all 64 tokens and one or two digits. The accuracy in the
 model card is measured once, at the end, on test scenes of a seed that nothing else uses.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from zeroline.zoo import digits_vit
 from zeroline.zoo.photo_digits import SIDE, PhotoDigits, Scene, Split
+from zeroline.zoo.train.common import FRESH_SEED, POOL, TEST_SEED, TRAIN_SEED, learn, pixels
 
-POOL = 24_000
 STEPS = (1_500, 5_000)  # phase 1, phase 2
-TRAIN_SEED, TEST_SEED, FRESH_SEED = 1, 2, 20_261_123
 WINDOW = 5
-
-
-def pixels(scenes: list[Scene]) -> Tensor:
-    stacked = torch.from_numpy(np.stack([s.pixels for s in scenes])).permute(0, 3, 1, 2)
-    return (stacked.float() / 255 - digits_vit.MEAN) / digits_vit.STD
 
 
 def classes(scenes: list[Scene]) -> Tensor:
@@ -76,7 +64,8 @@ def accuracy(model: nn.Module, split: Split, seed: int, count: int, objects: int
     return sum(hits) / len(hits)
 
 
-def train_vit() -> Any:
+def trained() -> Any:
+    """The model after both phases."""
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(0)
     model = digits_vit.build()
@@ -88,41 +77,22 @@ def train_vit() -> Any:
     for step in range(first + second):
         focused = step < first
         decay = 1.0 if focused else max(0.01, 1 - (step - first) / second)
-        for group in optimiser.param_groups:
-            group["lr"] = 1.5e-3 * min(1.0, (step + 1) / 200) * decay
         source, size = (single, 96) if focused else (every, 64)
         scenes = [source[i] for i in torch.randint(len(source), (size,), generator=random)]
         images = pixels(scenes)
         model.train()
         logits = forward_window(model, images, window(scenes, random)) if focused else model(images).logits
         loss = cross_entropy(logits, classes(scenes))
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        learn(optimiser, model, loss, 1.5e-3 * min(1.0, (step + 1) / 200) * decay)
         if (step + 1) % 500 == 0:
             score = accuracy(model, "test", TEST_SEED, 300, 1)
             print(f"step {step + 1}: loss {loss.item():.3f}, one-digit accuracy while training {score:.3f}", flush=True)
     return model
 
 
-def main() -> None:
-    from safetensors.torch import save_file
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=["vit"])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "models" / "digits-vit")
-    arguments = parser.parse_args()
-    model = train_vit().eval()
-    scores = {
+def scores(model: nn.Module) -> dict[str, float]:
+    """What the model card says, on a seed that nothing else uses."""
+    return {
         "one digit, top 1": accuracy(model, "test", FRESH_SEED, 2000, 1),
         "two digits, share of digits in the top 2": accuracy(model, "test", FRESH_SEED + 1, 1000, 2),
     }
-    print(json.dumps(scores))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, arguments.out / "model.safetensors")
-    (arguments.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

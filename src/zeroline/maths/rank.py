@@ -1,0 +1,29 @@
+"""Rank correlation: does one quantity rise with another, whatever the shape of the relation?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Ranks from 1 along the last dimension, equal values sharing the mean of theirs; float64.
+
+    >>> ranks(torch.tensor([10.0, 20.0, 10.0, 30.0])).tolist()
+    [1.5, 3.0, 1.5, 4.0]
+    """
+    ordered = values.double()
+    below = (ordered[..., None, :] < ordered[..., :, None]).sum(-1)
+    equal = (ordered[..., None, :] == ordered[..., :, None]).sum(-1)
+    return below.double() + (equal.double() + 1) / 2
+
+
+def spearman(a: Tensor, b: Tensor) -> Tensor:
+    """Spearman's rho along the last dimension: Pearson's correlation of the ranks, in -1..1; NaN where one side is constant.
+
+    >>> float(spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0, 100.0])))
+    1.0
+    """
+    x, y = (ranks(side) for side in (a, b))
+    x, y = (side - side.mean(-1, keepdim=True) for side in (x, y))
+    return (x * y).sum(-1) / (x.square().sum(-1) * y.square().sum(-1)).sqrt()

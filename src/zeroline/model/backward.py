@@ -1,0 +1,36 @@
+"""The gradient of a target at the outputs of the attentions that a pass saw: one backward pass for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from zeroline.errors import NonFiniteError, TargetError
+from zeroline.model.maps import name_of
+from zeroline.model.trace import Followed
+
+
+def output_gradients(pass_: Followed, value: Tensor, calls: Iterable[int], *, keep: bool = False) -> dict[int, Tensor]:
+    """df/do of each call, in the shape of its output; zeros where the target does not depend on it.
+
+    ``value`` is the target [batch], its graph alive; the graph goes with the pass unless ``keep``. Raises TargetError where
+    the backward pass fails and NonFiniteError where a gradient is not finite.
+    """
+    wanted = sorted(set(calls))
+    outputs = [pass_.graph.calls[i].output for i in wanted]
+    edges = [output.edge for output in outputs if output.edge is not None]
+    try:
+        found = iter(torch.autograd.grad(value.sum(), edges, allow_unused=True, retain_graph=keep) if edges else ())
+    except RuntimeError as problem:
+        if isinstance(problem, torch.OutOfMemoryError):
+            raise
+        raise TargetError(f"the backward pass fails: {str(problem).splitlines()[0]}") from problem
+    gradients = {}
+    for i, output in zip(wanted, outputs):
+        gradient = next(found) if output.edge is not None else None
+        if gradient is not None and not bool(gradient.isfinite().all()):
+            raise NonFiniteError(f"the gradient of the target is not finite at the output of {name_of(pass_.graph.calls[i])}")
+        gradients[i] = torch.zeros_like(output.tensor) if gradient is None else gradient
+    return gradients
