@@ -21,7 +21,7 @@ from zeroline import baseline, errors, site, target
 from zeroline.attribution import Attribution
 from zeroline.audit import BaselineAudit
 from zeroline.comparison import Comparison
-from zeroline.measure import ErrorBudget, audit_baseline, compare, deletion_insertion, error_budget, layers
+from zeroline.measure import ErrorBudget, LabelledSet, audit_baseline, check_principles, compare, deletion_insertion, error_budget, layers
 from zeroline.methods import (
     METHODS,
     ROUTES,
@@ -43,6 +43,7 @@ from zeroline.model.dual_encoder import DualEncoder
 from zeroline.model.listing import sites
 from zeroline.model.surgery import capture, replaced
 from zeroline.model.trace import trace
+from zeroline.principles import Principles
 from zeroline.relevance import Relevance
 from zeroline.similarity import similarity
 from zeroline.target import contrast, logit, top
@@ -57,6 +58,8 @@ __all__ = [
     "Comparison",
     "DualEncoder",
     "ErrorBudget",
+    "LabelledSet",
+    "Principles",
     "Relevance",
     "attention_eclip",
     "attention_relevance",
@@ -64,6 +67,7 @@ __all__ = [
     "audit_baseline",
     "baseline",
     "capture",
+    "check_principles",
     "compare",
     "contrast",
     "deletion_insertion",

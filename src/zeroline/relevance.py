@@ -121,7 +121,9 @@ class Relevance:
         own = {name: r[pick] if len(r) == size else r for name, r in self.by_source.items()}
         calls = {name: r[:, pick] if r.shape[1] == size else r for name, r in self.per_call.items()}
         put = tuple(_of_sample(s, index % size) for s in self.substituted)
-        return replace(self, by_source=own, per_call=calls, substituted=put, target=self.target[pick], readout=self.readout[pick], output=self.output[pick])
+        return replace(
+            self, by_source=own, per_call=calls, substituted=put, target=self.target[pick], readout=self.readout[pick], output=self.output[pick]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the values, as JSON types."""

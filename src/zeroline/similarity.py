@@ -51,7 +51,7 @@ class SimilarityTarget:
         if any(given is not None for given in self.unknown):
             raise TargetError("a text or image to compare with is given as inputs, and no model has embedded it")
         for given in (self.other, self.against):
-            if isinstance(given, Tensor) and (given.ndim not in (1, 2) or given.shape[-1] != own.shape[1] or given.shape[:-1].numel() not in (1, len(own))):
+            if isinstance(given, Tensor) and not _fits(given, own):
                 possible = f"({own.shape[1]},), or one per sample ({len(own)}, {own.shape[1]})"
                 raise TargetError(f"an embedding of shape {tuple(given.shape)} was given; the model's are {possible}")
         return self
@@ -66,7 +66,9 @@ class SimilarityTarget:
             pair = f"{len(own)} {self.side} and {0 if second is None else len(second)} other embeddings"
             hint = "give each image its own text, or one text for all: zl.similarity(text=tokens or embedding)"
             raise TargetError(f"the model gave {pair}; a sample is a pair: {hint}")
-        value = _cosine(own, second if self.other is None else _rows(self.other, samples, own), samples)
+        paired = second if self.other is None else _rows(self.other, samples, own)
+        assert paired is not None
+        value = _cosine(own, paired, samples)
         factor, bias = self.temperature
         if self.against is not None:
             return factor * (value - _cosine(own, _rows(self.against, samples, own), samples))
@@ -147,13 +149,18 @@ def _is_ids(given: Any) -> bool:
     return isinstance(given, Tensor) and not given.is_floating_point()
 
 
-def _rows(given: Any, samples: Tensor, like: Tensor) -> Tensor:
+def _fits(given: Tensor, own: Tensor) -> bool:
+    """Is it one embedding for all samples, or one for each?"""
+    return given.ndim in (1, 2) and given.shape[-1] == own.shape[1] and given.shape[:-1].numel() in (1, len(own))
+
+
+def _rows(given: Other, samples: Tensor, like: Tensor) -> Tensor:
     """The embedding of each row's sample."""
+    assert isinstance(given, Tensor)
     given = given.to(like.device)
     if given.ndim == 1 or len(given) == 1:
         return given.reshape(1, -1).expand(len(samples), -1)
-    chosen: Tensor = given[samples.to(given.device)]
-    return chosen
+    return given.index_select(0, samples.to(given.device))
 
 
 def _cosine(a: Tensor, b: Tensor, samples: Tensor) -> Tensor:
@@ -167,4 +174,5 @@ def _cosine(a: Tensor, b: Tensor, samples: Tensor) -> Tensor:
         ):
             if bool(bad.any()):
                 raise error(f"the embedding of sample {int(samples[int(bad.nonzero()[0])])} is {what}")
-    return (normalize(a, dim=1) * normalize(b, dim=1)).sum(1)
+    cosine: Tensor = (normalize(a, dim=1) * normalize(b, dim=1)).sum(1)
+    return cosine

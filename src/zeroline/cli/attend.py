@@ -12,8 +12,8 @@ import typer
 from rich.text import Text
 
 from zeroline.cli import show
-from zeroline.cli.explain import grid_of, read_target
 from zeroline.cli.options import AsJson, Grid, ModelName, Prefix, TargetText, TrustRemoteCode
+from zeroline.cli.reading import grid_of, read_target
 from zeroline.cli.sources import load_sourced, open_image, sources_of
 from zeroline.errors import UsageError
 from zeroline.methods import attention_relevance
@@ -57,7 +57,7 @@ def attend(
             prefix=prefix,
         )
         seconds = time.perf_counter() - started
-        drawn = relevance_figure.sources(relevance, pictures=_pictures(relevance, sourced, inputs), words=_words(relevance, sourced, inputs))
+        drawn = relevance_figure.sources(relevance, pictures=pictures(relevance, sourced, inputs), words=words(relevance, sourced, inputs))
         written = show.write(relevance, "relevance", out, relevance_figure.figure(relevance, drawn))
     if json_:
         print(json.dumps({**relevance.to_dict(), "seconds": seconds, "files": [str(p) for p in written]}, indent=2))
@@ -65,7 +65,7 @@ def attend(
     show.table([("method", relevance.method), *relevance.rows(), ("seconds", f"{seconds:.2f}")])
     for source in drawn:
         if source.words and not source.is_map:
-            show.output.print(_coloured(source))
+            show.output.print(coloured(source))
     show.output.print(f"wrote {', '.join(str(p) for p in written)}", markup=False)
 
 
@@ -86,13 +86,13 @@ def _calls(text: str) -> Any:
     return parts[0] if len(parts) == 1 else parts
 
 
-def _pictures(relevance: Relevance, sourced: Sourced, inputs: Mapping[str, Any]) -> dict[str, figure.Picture]:
+def pictures(relevance: Relevance, sourced: Sourced, inputs: Mapping[str, Any]) -> dict[str, figure.Picture]:
     """The picture that the model was given, for the streams that lie on a grid."""
     seen = {name: show.picture_of(sourced.model, inputs[name]) for name in relevance.by_source if name in inputs}
     return {name: picture for name, picture in seen.items() if picture is not None}
 
 
-def _words(relevance: Relevance, sourced: Sourced, inputs: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+def words(relevance: Relevance, sourced: Sourced, inputs: Mapping[str, Any]) -> dict[str, Sequence[str]]:
     """Tokens as text, for the streams of ids."""
     if sourced.words is None:
         return {}
@@ -100,7 +100,7 @@ def _words(relevance: Relevance, sourced: Sourced, inputs: Mapping[str, Any]) ->
     return {name: [str(word) for word in sourced.words(tensor[0].tolist())] for name, tensor in ids.items()}
 
 
-def _coloured(source: relevance_figure.Source) -> Text:
+def coloured(source: relevance_figure.Source) -> Text:
     """Words on a ground as strong as their relevance (plain in a pipe)."""
     line = Text(f"{source.name}: ")
     limit = relevance_figure.word_limit(source)

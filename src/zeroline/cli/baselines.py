@@ -15,8 +15,8 @@ from rich.text import Text
 from zeroline.audit import HEAD, BaselineAudit
 from zeroline.baseline import Baseline, Distribution
 from zeroline.cli import show
-from zeroline.cli.explain import read_target
 from zeroline.cli.options import AsJson, ImageFile, ModelName, TargetText, TrustRemoteCode
+from zeroline.cli.reading import read_target
 from zeroline.cli.sources import is_input, load_model, open_image, read_baseline, split
 from zeroline.errors import NotNeutralError, UsageError
 from zeroline.measure import audit_baseline

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from zeroline.cli import show
-from zeroline.cli.explain import grid_of, read_target
 from zeroline.cli.options import BASELINES, AsJson, Grid, ImageFile, ModelName, Prefix, TargetText, TrustRemoteCode
+from zeroline.cli.reading import grid_of, read_target
 from zeroline.cli.sources import is_input, load_model, open_image, read_baseline, split
 from zeroline.comparison import Comparison
 from zeroline.errors import InputError

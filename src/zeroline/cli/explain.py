@@ -6,7 +6,6 @@ import inspect
 import json
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,17 +13,21 @@ import typer
 
 from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline, Distribution
-from zeroline.cli import show
+from zeroline.cli import explain_sources, show
 from zeroline.cli.options import AsJson, BaselineText, Grid, ImageFile, MaxEvaluations, ModelName, Prefix, TargetText, Tolerance, TrustRemoteCode
-from zeroline.cli.sources import is_input, load_model, open_image, read_baseline
-from zeroline.errors import UsageError
-from zeroline.methods import CAMS, METHODS, method_named
+from zeroline.cli.reading import grid_of, read_target
+from zeroline.cli.sources import is_input, load_model, load_sourced, open_image, read_baseline
+from zeroline.errors import NotFoundError, UsageError
+from zeroline.methods import CAMS, METHODS, ROUTES
 from zeroline.model.loading import Loaded
-from zeroline.target import Target, box, contrast, detection, logit, whole_number
+from zeroline.target import Target
+
+_NO_MAP = ("attention_transfer", "integrated_attention")  # a curve over depth, and maps of maps
 
 
 def explain(
     image: ImageFile,
+    text: Annotated[list[str] | None, typer.Option(help="For dual encoders: what to compare with; several give a map each, and contrasts.")] = None,
     model: ModelName = "zoo:digits-vit",
     method: Annotated[str, typer.Option(help="See `zeroline methods`.")] = "integrated_gradients",
     target: TargetText = "top",
@@ -43,6 +46,10 @@ def explain(
         bool | None, typer.Option("--rectify-gradient/--no-rectify-gradient", help="LayerCAM: no negative gradients.")
     ] = None,
     normalise: Annotated[bool | None, typer.Option("--normalise/--no-normalise", help="CAM family: divide by the largest.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Attention-ECLIP: loosened or attention.")] = None,
+    layers: Annotated[int | None, typer.Option(help="ECLIP: the last layers, added up.")] = None,
+    similarity: Annotated[str | None, typer.Option(help="Grad-ECLIP: query-key, projected or none.")] = None,
+    correction: Annotated[str | None, typer.Option(help="Attention relevance: positive, absolute, negative, signed or none.")] = None,
     grid: Grid = None,
     prefix: Prefix = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, attribution.safetensors, record.json.")] = Path("out"),
@@ -52,10 +59,15 @@ def explain(
     """Explain what a prediction is based on, measured from a stated baseline."""
     options = {"tolerance": tolerance, "max_evaluations": max_evaluations, "path": path, "n_steps": n_steps, "closure": closure, "order": order}
     options |= {"pool": pool, "smooth": smooth, "rectify": rectify, "rectify_gradient": rectify_gradient, "normalise": normalise}
+    options |= {"weights": weights, "layers": layers, "similarity": similarity, "correction": correction}
     asked = _options(method, options)
     shape = grid_of(grid)
-    if method in CAMS:
+    if method in CAMS or method in ROUTES:
         asked |= {"grid": shape, "prefix": prefix}
+    if text or method in ROUTES:
+        question = explain_sources.Question(open_image(image), tuple(text or ()), method, target, site, baseline, asked)
+        explain_sources.answer(load_sourced(model, trust_remote_code=trust_remote_code), question, out, as_json=json_)
+        return
     picture = open_image(image)
     loaded = load_model(model, trust_remote_code=trust_remote_code)
     chosen = read_baseline(baseline, loaded, at_input=is_input(site))
@@ -100,48 +112,18 @@ def answer(
     return attribution
 
 
-def read_target(text: str, labels: Mapping[str, int]) -> Target:
-    """``top``, ``7``, ``seven``, ``seven - one``; of a detector ``detection 3``, ``detection top cat``, ``box 3 left``."""
-
-    def one(word: str) -> int | str:
-        word = word.strip()
-        by_lower = {name.lower(): index for name, index in labels.items()}
-        number = whole_number(word)
-        return by_lower.get(word.lower(), word if number is None else number)
-
-    words = text.split()
-    if one(text) == text.strip() and words and words[0] in ("detection", "box") and len(words) in (2, 3):
-        number = whole_number(words[1])
-        index: int | str = words[1] if number is None else number
-        if words[0] == "detection":
-            return detection(index, one(words[2]) if len(words) == 3 else "top")
-        if len(words) == 3:
-            return box(index, words[2])
-    if one(text) == text.strip() and " - " in text:
-        first, _, second = text.partition(" - ")
-        return contrast(one(first), one(second))
-    return logit(one(text))
-
-
 def _options(method: str, given: dict[str, Any]) -> dict[str, Any]:
     """The options that were given; an error where the method does not take one of them."""
-    possible = inspect.signature(method_named(method)).parameters
+    every = {**METHODS, **{name: route for name, route in ROUTES.items() if name not in _NO_MAP}}
+    if method not in every:
+        why = f"{method} gives no map of one question; in Python, zl.{method}" if method in _NO_MAP else "see `zeroline methods`"
+        raise NotFoundError.among("method", method, every, why)
+    possible = inspect.signature(every[method]).parameters
     asked = {name: value for name, value in given.items() if value is not None}
     for name in asked:
         if name not in possible:
-            takers = ", ".join(m for m, f in METHODS.items() if name in inspect.signature(f).parameters)
+            takers = ", ".join(m for m, f in every.items() if name in inspect.signature(f).parameters)
             raise UsageError(f"--{name.replace('_', '-')} means nothing to {method}; it belongs to {takers}")
     if "n_steps" in asked and asked.get("path", "adaptive") == "adaptive":
         raise UsageError("--n-steps belongs to a fixed path; add --path gausslegendre, midpoint, trapezoid or riemann")
     return asked
-
-
-def grid_of(text: str | None) -> tuple[int, int] | None:
-    """``14x14`` as (rows, columns)."""
-    if text is None:
-        return None
-    rows, _, columns = text.lower().partition("x")
-    height, width = whole_number(rows), whole_number(columns)
-    if height is None or width is None or height < 1 or width < 1:
-        raise UsageError(f"cannot read --grid {text!r}; write ROWSxCOLUMNS, e.g. 14x14")
-    return height, width

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from zeroline.cli import show
-from zeroline.cli.explain import grid_of, read_target
 from zeroline.cli.options import AsJson, BaselineText, Grid, ImageFile, MaxEvaluations, ModelName, Prefix, TargetText, Tolerance, TrustRemoteCode
+from zeroline.cli.reading import grid_of, read_target
 from zeroline.cli.sources import load_model, open_image, open_mask, read_baseline, split
 from zeroline.errors import InputError
 from zeroline.measure import layers as at_layers

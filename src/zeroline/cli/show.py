@@ -79,14 +79,22 @@ def write(record: Record, name: str, folder: Path, drawn: Any | None) -> list[Pa
 
     All are written into a folder of their own first, then moved: a failure leaves what was there before.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
-        fresh = Path(partial)
-        record.save(fresh / f"{name}.safetensors")
-        (fresh / "record.json").write_text(json.dumps(record.to_dict(), indent=2) + "\n")
+    with fresh(folder) as partial:
+        record.save(partial / f"{name}.safetensors")
+        (partial / "record.json").write_text(json.dumps(record.to_dict(), indent=2) + "\n")
         if drawn is not None:
-            figure.save(drawn, fresh / "figure.png")
-        written = sorted(fresh.iterdir())
-        return [path.replace(folder / path.name) for path in written]
+            figure.save(drawn, partial / "figure.png")
+        written = sorted(path.name for path in partial.iterdir())
+    return [folder / name for name in written]
+
+
+@contextmanager
+def fresh(folder: Path) -> Iterator[Path]:
+    """A folder to write into; its files are moved to ``folder`` at the end, and only where nothing failed."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        yield Path(partial)
+        for path in sorted(Path(partial).iterdir()):
+            path.replace(folder / path.name)
 
 
 @contextmanager

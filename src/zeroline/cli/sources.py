@@ -26,7 +26,7 @@ SCHEMES = {
 def load_model(text: str, *, trust_remote_code: bool = False) -> Loaded:
     """``zoo:digits-vit``, ``hf:google/vit-base-patch16-224``, ``hf:./folder``, ``timm:NAME``; no scheme means ``hf:``."""
     _quiet()
-    scheme, name = _scheme(text)
+    scheme, name = scheme_and_name(text)
     loaders: dict[str, Callable[[str], Loaded]] = {
         "zoo": _from_zoo,
         "hf": lambda n: from_hub(n, trust_remote_code=trust_remote_code),
@@ -38,9 +38,11 @@ def load_model(text: str, *, trust_remote_code: bool = False) -> Loaded:
 def load_sourced(text: str, *, trust_remote_code: bool = False) -> Sourced:
     """As ``load_model``, for models of any sources: words, a picture, or both."""
     _quiet()
-    scheme, name = _scheme(text)
+    scheme, name = scheme_and_name(text)
     if scheme == "hf":
         return any_from_hub(name, trust_remote_code=trust_remote_code)
+    if scheme == "zoo":
+        return _sourced_from_zoo(name)
     loaded = load_model(text)
 
     def prepare(image: Any, _: str | None) -> Any:
@@ -75,7 +77,12 @@ def pattern() -> Any:
     return Image.fromarray(np.stack([x, y, (x * 3 + y * 5) % 256], -1).astype(np.uint8))
 
 
-def _scheme(text: str) -> tuple[str, str]:
+def scheme_of(text: str) -> str:
+    """``zoo``, ``hf`` or ``timm``."""
+    return scheme_and_name(text)[0]
+
+
+def scheme_and_name(text: str) -> tuple[str, str]:
     """("hf", "google/vit-base-patch16-224"); an error where the scheme, or a bare name, is none."""
     scheme, colon, name = text.partition(":")
     if not colon or scheme not in SCHEMES:
@@ -189,12 +196,25 @@ def _images(folder: Path) -> list[Path]:
     return found
 
 
+def _sourced_from_zoo(name: str) -> Sourced:
+    from zeroline import zoo
+
+    model, reads = zoo.load(name), zoo.MODELS[name].reads
+    words = zoo.tokenizer(name).convert_ids_to_tokens if "text" in reads else None
+    return Sourced(name, model, lambda image, text: zoo.preprocess(name, image, text), _zoo_labels(model), reads, words)
+
+
+def _zoo_labels(model: Any) -> dict[str, int]:
+    return {str(label): int(index) for index, label in model.config.id2label.items()}
+
+
 def _from_zoo(name: str) -> Loaded:
     from zeroline import zoo
 
     model = zoo.load(name)
-    labels = {str(label): int(index) for index, label in model.config.id2label.items()}
-    return Loaded(name, model, lambda image: zoo.preprocess(name, image), labels)
+    if "text" in zoo.MODELS[name].reads:
+        raise UsageError(f"zoo model {name!r} reads text and image; use `zeroline explain IMAGE --text` or `zeroline attend IMAGE --text`")
+    return Loaded(name, model, lambda image: zoo.preprocess(name, image), _zoo_labels(model))
 
 
 def _examples() -> list[str]:

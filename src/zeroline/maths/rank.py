@@ -12,10 +12,10 @@ def ranks(values: Tensor) -> Tensor:
     >>> ranks(torch.tensor([10.0, 20.0, 10.0, 30.0])).tolist()
     [1.5, 3.0, 1.5, 4.0]
     """
-    ordered = values.double()
-    below = (ordered[..., None, :] < ordered[..., :, None]).sum(-1)
-    equal = (ordered[..., None, :] == ordered[..., :, None]).sum(-1)
-    return below.double() + (equal.double() + 1) / 2
+    exact = values.double().contiguous()
+    ordered = exact.sort(-1).values
+    below, up_to = (torch.searchsorted(ordered, exact, right=right) for right in (False, True))
+    return (below + up_to + 1).double() / 2
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:

@@ -58,9 +58,7 @@ def grad_eclip(
     """
     options = Options(layers, similarity, heads, relu, scale_over)
     words = "ones" if similarity == "none" else "loosened similarity (cosines of q and k brought to 0..1)"
-    return explained(
-        model, inputs, target, "grad_eclip", _evidence, options, settings=asdict(options), substitutes=words, grid=grid, prefix=prefix
-    )
+    return explained(model, inputs, target, "grad_eclip", _evidence, options, settings=asdict(options), substitutes=words, grid=grid, prefix=prefix)
 
 
 def _evidence(read: Read) -> Tensor:

@@ -164,7 +164,9 @@ def read_rows(graph: Graph, value: Tensor, layers: int) -> list[Rows]:
         earlier = [c for c in sorted(state.from_calls, reverse=True) if set(graph.names(graph.states[c]["key"])) == keys]
         if len(earlier) < layers - 1:
             name = name_of(graph.calls[final.call])
-            raise UsageError(f"layers={layers} was asked; what is read at {name} passed {len(earlier)} attentions of its kind before: 1 to {len(earlier) + 1}")
+            raise UsageError(
+                f"layers={layers} was asked; what is read at {name} passed {len(earlier)} such attentions before: 1 to {len(earlier) + 1}"
+            )
         found.append(_rows(graph, final.call, final.ids, final.rows))
         for call in earlier[: layers - 1]:
             link = state.from_calls[call]
@@ -276,7 +278,8 @@ def _by_stream(pass_: Followed, rows: list[Rows], sums: Mapping[int, Tensor], re
     graph = pass_.graph
     first = graph.calls[0].output.tensor
     dtype, device = torch.promote_types(first.dtype, torch.float32), first.device
-    total, each = {}, {}
+    total: dict[str, Tensor] = {}
+    each: dict[str, Tensor] = {}
     for at in rows:
         for name, link in graph.states[at.call]["key"].own.items():
             stream = graph.streams[name]
@@ -293,7 +296,7 @@ def _by_stream(pass_: Followed, rows: list[Rows], sums: Mapping[int, Tensor], re
 
 
 def _which(at: Rows) -> str:
-    tokens = at.row.unique().tolist()
+    tokens = sorted(set(at.row.tolist()))
     return f"token {tokens[0]}" if len(tokens) == 1 else f"{len(tokens)} tokens"
 
 

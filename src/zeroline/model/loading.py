@@ -17,6 +17,10 @@ import torch
 from torch import nn
 
 from zeroline.errors import LoadError, NotFoundError
+from zeroline.model.words import tokens
+
+# families that are trained on texts brought to full length, by ``config.model_type``
+PADDED = ("siglip", "siglip2")
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def any_from_hub(name: str, *, trust_remote_code: bool = False) -> Sourced:
     def prepare(image: Any, text: str | None) -> Mapping[str, Any]:
         given: dict[str, Any] = {}
         if text is not None and tokenizer is not None:
-            given |= dict(tokenizer(text, return_tensors="pt"))
+            given |= dict(tokens(tokenizer, [text], pad=config.model_type in PADDED, longest=_longest(config)))
         if image is not None and picture is not None:
             given |= dict(picture(images=image, return_tensors="pt"))
         given = {n: v for n, v in given.items() if n in known}
@@ -80,6 +84,13 @@ def any_from_hub(name: str, *, trust_remote_code: bool = False) -> Sourced:
     labels = {str(label): int(index) for index, label in (getattr(config, "id2label", None) or {}).items()}
     words = None if tokenizer is None else tokenizer.convert_ids_to_tokens
     return Sourced(name, model, prepare, labels, tuple(what for what, part in parts.items() if part is not None), words)
+
+
+def _longest(config: Any) -> int | None:
+    """The text context that a configuration states; position tables with an offset are longer, and their tokenizers know."""
+    text = getattr(config, "text_config", None) or config
+    found = getattr(text, "max_position_embeddings", None)
+    return int(found) if isinstance(found, int) else None
 
 
 def _part(maker: Any, name: str, options: Mapping[str, Any]) -> Any | None:

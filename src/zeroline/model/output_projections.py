@@ -36,9 +36,9 @@ class Projections(TorchFunctionMode):
         side_by_side = output.transpose(1, 2).flatten(2)
         ways = (side_by_side, side_by_side.transpose(0, 1))  # batch first, or tokens first
         for given, weight, bias in self._seen:
-            if weight.shape[1] == side_by_side.shape[-1] and given.numel() == output.numel():
-                if any(torch.equal(given.flatten(), way.flatten()) for way in ways):
-                    return weight, None if bias is None else bias.detach()
+            fits = weight.shape[1] == side_by_side.shape[-1] and given.numel() == output.numel()
+            if fits and any(torch.equal(given.flatten(), way.flatten()) for way in ways):
+                return weight, None if bias is None else bias.detach()
         raise TraceError(f"no linear layer takes the output of {name} as it is; similarity='projected' needs one")
 
 

@@ -25,5 +25,6 @@ def tokens(tokenizer: Any, texts: Sequence[str], *, pad: bool = False, longest: 
         if length > limit:
             begin = text if len(text) <= 40 else f"{text[:37]}..."
             raise InputError(f"the text {begin!r} has {length} tokens, begin and end included; the model reads {limit}")
-    found: Mapping[str, Tensor] = tokenizer(list(texts), return_tensors="pt", padding="max_length" if pad else True, max_length=limit if pad else None)
+    full = {"padding": "max_length", "max_length": limit} if pad else {"padding": True}
+    found: Mapping[str, Tensor] = tokenizer(list(texts), return_tensors="pt", **full)
     return found

@@ -70,7 +70,7 @@ def figure(relevance: Relevance, drawn: Sequence[Source], *, sample: int = 0) ->
 
     maps, lines = [s for s in drawn if s.is_map], [s for s in drawn if not s.is_map]
     strips = _strips(drawn)
-    heights = ([3.6] if maps else []) + [0.5 + 0.34 * _lines(s) for s in lines] + [_strip_height(s) for s in strips]
+    heights = ([3.6] if maps else []) + [0.5 + 0.34 * lines_of(s) for s in lines] + [_strip_height(s) for s in strips]
     picture = Figure(figsize=(12, 0.9 + sum(heights)), dpi=130, facecolor="white", layout="constrained")
     record = relevance.sample(sample)
     picture.suptitle(f"What attention finds for the {record.target[0]} ({relevance.method}, {_settings(relevance)})", fontsize=13, fontweight="bold")
@@ -80,7 +80,7 @@ def figure(relevance: Relevance, drawn: Sequence[Source], *, sample: int = 0) ->
         _draw_maps(rows[0], maps)
         at = 1
     for source in lines:
-        _draw_words(rows[at], source)
+        draw_words(rows[at], source)
         at += 1
     for row, source in zip(rows[at:], strips):
         _draw_strip(row, relevance, source)
@@ -154,11 +154,13 @@ def _wrapped(source: Source) -> list[list[int]]:
     return lines
 
 
-def _lines(source: Source) -> int:
+def lines_of(source: Source) -> int:
+    """How many lines its words take."""
     return len(_wrapped(source))
 
 
-def _draw_words(row: Any, source: Source) -> None:
+def draw_words(row: Any, source: Source) -> None:
+    """A text on grounds as strong as its relevance."""
     axis = row.subplots()
     lines, limit = _wrapped(source), word_limit(source)
     most = float(np.abs(source.heat).max())
@@ -219,4 +221,6 @@ def _short(name: str, most: int = 18) -> str:
 
 def _settings(relevance: Relevance) -> str:
     known = relevance.settings
-    return f"{known.get('correction', '')} correction, {known.get('coverage', '')} coverage"
+    if "correction" in known:
+        return f"{known['correction']} correction, {known.get('coverage', '')} coverage"
+    return ", ".join(f"{name} {value}" for name, value in known.items() if name in ("weights", "similarity", "layers"))

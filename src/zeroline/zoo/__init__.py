@@ -1,7 +1,7 @@
 """Small models with known ground truth, and the images to try them on. Everything here works without a network.
 
-Holds ``load``, ``preprocess`` and ``tokenizer``; ``samples``, ``test_set`` and ``scenes``; and the table of models. The weights ship as safetensors with a
-model card; ``zeroline.zoo.train`` makes them again from seeds.
+Holds ``load``, ``preprocess`` and ``tokenizer``; ``samples``, ``test_set`` and ``scenes``; and the table of models. The weights ship
+as safetensors with a model card; ``zeroline.zoo.train`` makes them again from seeds.
 
 >>> from zeroline import zoo
 >>> model = zoo.load("digits-vit")
@@ -62,7 +62,8 @@ MODELS: dict[str, Entry] = {
 class Sample:
     """An image with the truth about it.
 
-    ``inputs`` is what the model is called with (a batch of 1; with a text, the caption, padded to the model's length). Per object: ``labels`` classes, ``colours``,
+    ``inputs`` is what the model is called with (a batch of 1; where it reads text, the caption, padded to the model's length). Per
+    object: ``labels`` classes, ``colours``,
     ``boxes`` (left, top, right, bottom) in pixels, ``masks`` bool [objects, 64, 64].
     """
 

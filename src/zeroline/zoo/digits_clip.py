@@ -21,15 +21,16 @@ def build() -> Any:
     """A ``transformers.CLIPModel`` with untrained weights."""
     from transformers import CLIPConfig, CLIPModel
 
-    shared = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "projection_dim": 64, "hidden_act": "gelu"}
+    width = 64
+    shared = {"hidden_size": width, "intermediate_size": 128, "num_attention_heads": 4, "projection_dim": width, "hidden_act": "gelu"}
     ids = {"pad_token_id": WORDS.index(PAD), "bos_token_id": WORDS.index(BEGIN), "eos_token_id": WORDS.index(END)}
     config = CLIPConfig(
         vision_config={**shared, "num_hidden_layers": 4, "image_size": SIDE, "patch_size": PATCH, "layer_norm_eps": 1e-6},
         text_config={**shared, **ids, "num_hidden_layers": 3, "vocab_size": len(WORDS), "max_position_embeddings": LENGTH},
-        projection_dim=shared["projection_dim"],
+        projection_dim=width,
     )
     model = CLIPModel(config)
-    model.vision_model.embeddings.patch_embedding = Stem(shared["hidden_size"])
+    model.vision_model.embeddings.patch_embedding = Stem(width)
     return model
 
 
@@ -42,9 +43,5 @@ def tokenizer() -> Any:
     words = Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(
-        single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, numbers[BEGIN]), (END, numbers[END])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token=PAD, bos_token=BEGIN, unk_token=UNKNOWN, eos_token=END, model_max_length=LENGTH
-    )
+    words.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, numbers[BEGIN]), (END, numbers[END])])
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, bos_token=BEGIN, unk_token=UNKNOWN, eos_token=END, model_max_length=LENGTH)

@@ -1,0 +1,147 @@
+"""``zeroline explain`` through a model's attentions, and of pairs of an image and a text: a map per text, their contrast, coloured words."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zeroline.attribution import Attribution
+from zeroline.cli import attend, show
+from zeroline.cli.reading import read_target
+from zeroline.cli.sources import is_input, read_baseline, sources_of
+from zeroline.errors import UsageError
+from zeroline.methods import METHODS, ROUTES
+from zeroline.model.inputs import Inputs
+from zeroline.model.loading import Loaded, Sourced
+from zeroline.model.positions import positions_of
+from zeroline.relevance import Relevance
+from zeroline.report import figure, relevance_figure, texts_figure
+from zeroline.report.panels import heat_of
+from zeroline.similarity import similarity
+from zeroline.target import Target
+
+SCALES = {"top": "cosine", "cosine": "cosine", "logit": "logit"}
+Found = Attribution | Relevance
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked on the command line."""
+
+    image: Any
+    texts: tuple[str, ...]
+    method: str
+    target: str
+    site: str | None
+    baseline: str
+    options: Mapping[str, Any]
+
+
+def answer(sourced: Sourced, asked: Question, out: Path, *, as_json: bool = False) -> None:
+    """One record per text, and per contrast of the first text with another; the figure, and the tables."""
+    sources_of(sourced, asked.image, asked.texts[0] if asked.texts else None)
+    parts = _questions(sourced, asked)
+    found: dict[str, tuple[Found, Mapping[str, Any]]] = {}
+    started = time.perf_counter()
+    with show.results_folder(out):
+        for label, (inputs, target) in parts.items():
+            found[label] = (_ask(sourced, asked, inputs, target), inputs)
+        drawn = _figure(sourced, asked, found)
+        with show.fresh(out) as folder:
+            records = {label: one.to_dict() for label, (one, _) in found.items()}
+            for number, (one, _) in enumerate(found.values()):
+                one.save(folder / f"{_file(one, number, len(found))}.safetensors")
+            (folder / "record.json").write_text(json.dumps(records if len(found) > 1 else next(iter(records.values())), indent=2) + "\n")
+            if drawn is not None:
+                figure.save(drawn, folder / "figure.png")
+            names = sorted(path.name for path in folder.iterdir())
+    seconds = time.perf_counter() - started
+    if as_json:
+        files = [str(out / name) for name in names]
+        print(json.dumps({**(records if len(found) > 1 else next(iter(records.values()))), "seconds": seconds, "files": files}, indent=2))
+        return
+    for label, (one, inputs) in found.items():
+        text = [("text", label)] if asked.texts else []
+        show.table([*text, ("method", one.method), *one.rows()])
+        if isinstance(one, Relevance):
+            for source in _sources(sourced, one, inputs):
+                if source.words and not source.is_map:
+                    show.output.print(attend.coloured(source))
+    show.output.print(f"wrote {', '.join(str(out / name) for name in names)}  ({seconds:.2f} s)", markup=False)
+
+
+def _questions(sourced: Sourced, asked: Question) -> dict[str, tuple[Mapping[str, Any], Target]]:
+    """Inputs and target by label: each text, then the first against each other."""
+    if not asked.texts:
+        return {asked.target: (sourced.prepare(asked.image, None), read_target(asked.target, sourced.labels))}
+    if asked.target not in SCALES:
+        raise UsageError(f"--target {asked.target!r} was given with --text; the target is then the similarity: cosine or logit")
+    if len(set(asked.texts)) < len(asked.texts):
+        raise UsageError("the same --text was given twice")
+    scale = SCALES[asked.target]
+    pairs = {text: sourced.prepare(asked.image, text) for text in asked.texts}
+    found: dict[str, tuple[Mapping[str, Any], Target]] = {text: (pair, similarity(scale=scale, names=repr(text))) for text, pair in pairs.items()}
+    first = asked.texts[0]
+    for other in asked.texts[1:]:
+        against = sourced.prepare(None, other)
+        found[f"{first} - {other}"] = (pairs[first], similarity(against=against, scale=scale, names=(repr(first), repr(other))))
+    return found
+
+
+def _ask(sourced: Sourced, asked: Question, inputs: Mapping[str, Any], target: Target) -> Found:
+    options = dict(asked.options)
+    if asked.method in ROUTES:
+        found: Relevance = ROUTES[asked.method](sourced.model, inputs, target=target, **options)
+        return found
+    loaded = Loaded(sourced.name, sourced.model, lambda image: sourced.prepare(image, asked.texts[0]), sourced.labels)
+    baseline = read_baseline(asked.baseline, loaded, at_input=is_input(asked.site))
+    baseline = show.settled(loaded, inputs, baseline, asked.site)
+    with show.progress("gradient evaluations") as report, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if asked.method == "integrated_gradients":
+            options["progress"] = report
+        result = METHODS[asked.method](sourced.model, inputs, target=target, site=asked.site, baseline=baseline, **options)
+    for warning in caught:
+        show.notes.print(f"warning: {warning.message}", markup=False)
+    return result
+
+
+def _sources(sourced: Sourced, one: Relevance, inputs: Mapping[str, Any]) -> list[relevance_figure.Source]:
+    return relevance_figure.sources(one, pictures=attend.pictures(one, sourced, inputs), words=attend.words(one, sourced, inputs))
+
+
+def _figure(sourced: Sourced, asked: Question, found: Mapping[str, tuple[Found, Mapping[str, Any]]]) -> Any | None:
+    """One record that has sources as `attend` draws it; several side by side."""
+    if len(found) == 1:
+        one, inputs = next(iter(found.values()))
+        if isinstance(one, Relevance):
+            return relevance_figure.figure(one, _sources(sourced, one, inputs))
+    panels = {label: _panel(sourced, one, inputs) for label, (one, inputs) in found.items()}
+    inputs = next(iter(found.values()))[1]
+    picture = next((p for p in (show.picture_of(sourced.model, given) for given in inputs.values()) if p is not None), None)
+    if picture is None:
+        show.notes.print("no figure: the model's inputs hold no image")
+        return None
+    return texts_figure.figure(panels, picture, f"What {asked.method} finds in the image for each text")
+
+
+def _panel(sourced: Sourced, one: Found, inputs: Mapping[str, Any]) -> texts_figure.Panel:
+    output = f"f(x) {float(one.output[0]):.3g}"
+    if isinstance(one, Relevance):
+        drawn = _sources(sourced, one, inputs)
+        heat = next((source.heat for source in drawn if source.is_map), None)
+        return texts_figure.Panel(heat, output, next((source for source in drawn if not source.is_map and source.words), None))
+    lie = positions_of(sourced.model, Inputs.of(sourced.model, inputs), figure.picture_part(one))
+    share = "undefined" if one.relative_error is None else f"{float(one.relative_error[0]):.1%}"
+    below = f"{output}, from {one.baseline}\nsum {float(one.total[0]):.3g} of difference {float(one.difference[0]):.3g}\nerror {share}"
+    return texts_figure.Panel(heat_of(one, lie), below)
+
+
+def _file(one: Found, number: int, count: int) -> str:
+    kind = "relevance" if isinstance(one, Relevance) else "attribution"
+    return kind if count == 1 else f"{kind}-{number + 1}"
