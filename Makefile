@@ -26,6 +26,7 @@ bench: $(VENV)/ready-test
 	$(BIN)/python benchmarks/integrated_gradients.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/eclip.py
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

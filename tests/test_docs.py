@@ -50,7 +50,7 @@ def _run(arguments):
         assert not ended.code, ended.code
 
 
-@pytest.mark.parametrize("name", ["attention", "baselines"])
+@pytest.mark.parametrize("name", ["attention", "baselines", "clip"])
 def test_pages_print_what_they_show(name):
     """The Python blocks of a page, run one after the other, print its text blocks."""
     page = (ROOT / f"docs/{name}.md").read_text()
@@ -89,6 +89,7 @@ def test_every_command_that_is_shown_runs(command, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     sample = zoo.samples("digits-vit")[3]
     sample.image.save("nine.png")
+    zoo.samples("digits-vit")[12].image.save("pair.png")
     Image.fromarray(sample.masks[0].numpy()).save("mask.png")
     _run(shlex.split(command)[1:])
     assert "error" not in capsys.readouterr().err

@@ -13,13 +13,14 @@ from rich.text import Text
 
 from zeroline.cli import show
 from zeroline.cli.options import AsJson, Grid, ModelName, Prefix, TargetText, TrustRemoteCode
-from zeroline.cli.reading import grid_of, read_target
+from zeroline.cli.reading import grid_of, read_target, scale_of
 from zeroline.cli.sources import load_sourced, open_image, sources_of
 from zeroline.errors import UsageError
 from zeroline.methods import attention_relevance
 from zeroline.model.loading import Sourced
 from zeroline.relevance import Relevance
 from zeroline.report import figure, relevance_figure
+from zeroline.similarity import similarity
 from zeroline.target import Target, top_token
 
 
@@ -70,11 +71,13 @@ def attend(
 
 
 def _target(text: str, sourced: Sourced) -> Target:
-    """As in ``explain``; for a model that writes words, "top" is the token that it would write next."""
+    """As in ``explain``; for a model that writes words, "top" is the token that it would write next; of a dual encoder, the similarity."""
     if sourced.predicts_tokens:
         if text != "top":
             raise UsageError(f"{sourced.name!r} predicts tokens: --target top is possible here; in Python, zl.target.token(id, position)")
         return top_token()
+    if sourced.is_dual_encoder:
+        return similarity(scale=scale_of(text))
     return read_target(text, sourced.labels)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from zeroline.attribution import Attribution
 from zeroline.cli import attend, show
-from zeroline.cli.reading import read_target
+from zeroline.cli.reading import read_target, scale_of
 from zeroline.cli.sources import is_input, read_baseline, sources_of
 from zeroline.errors import UsageError
 from zeroline.methods import METHODS, ROUTES
@@ -25,7 +25,6 @@ from zeroline.report.panels import heat_of
 from zeroline.similarity import similarity
 from zeroline.target import Target
 
-SCALES = {"top": "cosine", "cosine": "cosine", "logit": "logit"}
 Found = Attribution | Relevance
 
 
@@ -79,11 +78,9 @@ def _questions(sourced: Sourced, asked: Question) -> dict[str, tuple[Mapping[str
     """Inputs and target by label: each text, then the first against each other."""
     if not asked.texts:
         return {asked.target: (sourced.prepare(asked.image, None), read_target(asked.target, sourced.labels))}
-    if asked.target not in SCALES:
-        raise UsageError(f"--target {asked.target!r} was given with --text; the target is then the similarity: cosine or logit")
     if len(set(asked.texts)) < len(asked.texts):
         raise UsageError("the same --text was given twice")
-    scale = SCALES[asked.target]
+    scale = scale_of(asked.target)
     pairs = {text: sourced.prepare(asked.image, text) for text in asked.texts}
     found: dict[str, tuple[Mapping[str, Any], Target]] = {text: (pair, similarity(scale=scale, names=repr(text))) for text, pair in pairs.items()}
     first = asked.texts[0]

@@ -31,6 +31,16 @@ def read_target(text: str, labels: Mapping[str, int]) -> Target:
     return logit(one(text))
 
 
+SCALES = {"top": "cosine", "cosine": "cosine", "logit": "logit"}
+
+
+def scale_of(text: str) -> str:
+    """``--target`` of a model that compares an image with a text: ``cosine`` (the default) or ``logit``."""
+    if text not in SCALES:
+        raise UsageError(f"--target {text!r} was given; where an image is compared with a text, the target is the similarity: cosine or logit")
+    return SCALES[text]
+
+
 def grid_of(text: str | None) -> tuple[int, int] | None:
     """``14x14`` as (rows, columns)."""
     if text is None:

@@ -11,22 +11,24 @@ from rich.table import Table
 
 from zeroline.cli import show
 from zeroline.cli.options import TrustRemoteCode
-from zeroline.cli.sources import load_model, open_image, pattern
+from zeroline.cli.sources import load_sourced, open_image, stand_in
 from zeroline.model.listing import sites as list_sites
 
 
 def sites(
     model: Annotated[str, typer.Argument(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")],
     image: Annotated[Path | None, typer.Option(help="An image to run the model on; default: a test pattern.")] = None,
+    text: Annotated[str | None, typer.Option(help="The text, for models that read one; left out, a few words.")] = None,
     match: Annotated[str | None, typer.Option(help="Only modules that match, e.g. 'vit.layers.*'.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """List the sites of a model. At a cut, f(baseline at the site) equals f of the baseline input."""
-    loaded = load_model(model, trust_remote_code=trust_remote_code)
-    picture = open_image(image) if image is not None else pattern()
+    picture = None if image is None else open_image(image)
+    sourced = load_sourced(model, trust_remote_code=trust_remote_code)
+    inputs = sourced.prepare(*stand_in(sourced, picture, text))
     with show.progress("sites") as report:
-        found = list(list_sites(loaded.model, loaded.preprocess(picture), match=match, progress=report))
+        found = list(list_sites(sourced.model, inputs, match=match, progress=report))
     if json_:
         print(json.dumps([{"site": s.site, "kind": s.kind, "shape": s.shape, "is_cut": s.is_cut} for s in found], indent=2))
         return

@@ -50,7 +50,7 @@ def grad_eclip(
         grid, prefix: as in ``zl.attention_relevance``.
 
     Returns:
-        A ``Relevance``: ``by_source`` per image and text [batch, tokens], non-negative, without a unit; zero for learned tokens and
+        A ``Relevance``: ``by_source`` per image and text (what the keys of those attentions stand for) [batch, tokens], non-negative, without a unit; zero for learned tokens and
         for the row's own token. ``substituted`` holds lambda. A row that pools (several tokens read) is summed over: our extension.
 
     Raises:

@@ -45,6 +45,11 @@ class Sourced:
     words: Callable[[list[int]], list[str]] | None = None
 
     @property
+    def is_dual_encoder(self) -> bool:
+        """Does the model compare an image with a text (CLIP, SigLIP)?"""
+        return isinstance(getattr(self.model, "logit_scale", None), torch.Tensor)
+
+    @property
     def predicts_tokens(self) -> bool:
         """Does the model write words (its logits have a position) rather than choose a class?"""
         kinds = ("CausalLM", "LMHead", "ConditionalGeneration", "MaskedLM", "MTModel", "EncoderDecoder")
