@@ -90,3 +90,8 @@ def test_an_unknown_method_gets_the_nearest():
     model, x = made()
     with pytest.raises(NotFoundError, match="no method 'gradcam'; nearest: grad_cam"):
         zl.error_budget("gradcam", model, x, **ASKED)
+
+
+def test_an_option_that_the_method_does_not_have_is_named_with_the_nearest(digits_vit, samples):
+    with pytest.raises(NotFoundError, match="no option of taylor 'ordr'; nearest: order"):
+        zl.error_budget("taylor", digits_vit, samples[0].inputs, target=0, baseline=zl.baseline.zeros(), ordr=2)

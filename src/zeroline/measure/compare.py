@@ -15,8 +15,8 @@ from torch import nn
 from zeroline.baseline import BaselineLike, zeros
 from zeroline.comparison import Comparison
 from zeroline.errors import UsageError
-from zeroline.measure.layers import gathered, lie_of, require_options
-from zeroline.methods import CAMS, METHODS
+from zeroline.measure.layers import gathered, lie_of
+from zeroline.methods import CAMS, METHODS, require_options
 from zeroline.model.blocks import cam_site
 from zeroline.model.inputs import Inputs
 from zeroline.model.reference import settle

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zeroline.attribution import Attribution
 from zeroline.baseline import BaselineLike
-from zeroline.methods import method_named
+from zeroline.methods import METHODS, require_options
 from zeroline.site import SiteLike
 from zeroline.target import TargetLike
 
@@ -105,7 +105,8 @@ def error_budget(
         baselines, means over its draws.
 
     Raises:
-        NotFoundError: no method of that name.
+        NotFoundError: no method of that name, or no such option of it.
         And as the method.
     """
-    return ErrorBudget(method_named(method_name)(model, inputs, target=target, site=site, baseline=baseline, **options))
+    require_options(method_name, options)
+    return ErrorBudget(METHODS[method_name](model, inputs, target=target, site=site, baseline=baseline, **options))

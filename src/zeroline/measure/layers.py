@@ -7,9 +7,8 @@ before the site nothing runs again (suffix execution).
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,8 +18,8 @@ from torch import nn
 from zeroline.attribution import Attribution
 from zeroline.baseline import BaselineLike
 from zeroline.comparison import Comparison
-from zeroline.errors import InputError, NotFoundError, RunError, SiteError, UsageError
-from zeroline.methods import CAMS, METHODS, method_named
+from zeroline.errors import InputError, RunError, SiteError, UsageError
+from zeroline.methods import CAMS, METHODS, require_options
 from zeroline.model.blocks import default_sites
 from zeroline.model.inputs import Inputs
 from zeroline.model.places import resolve
@@ -126,11 +125,3 @@ def lie_of(model: nn.Module, inputs: Inputs, found: Attribution, grid: tuple[int
         except UsageError:
             pass  # a grid is given for one kind of site; this is another
     return positions_of(model, inputs, values)
-
-
-def require_options(method: str, options: Iterable[str]) -> None:
-    """Raise where there is no such method, or it does not take an option."""
-    possible = [p for p in inspect.signature(method_named(method)).parameters if p not in ("model", "inputs", "target", "site", "baseline")]
-    for name in options:
-        if name not in possible:
-            raise NotFoundError.among(f"option of {method}", name, possible)

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from zeroline.attribution import Attribution
@@ -40,6 +41,14 @@ def method_named(name: str) -> Callable[..., Attribution]:
     if name not in METHODS:
         raise NotFoundError.among("method", str(name), METHODS, "see `zeroline methods`")
     return METHODS[name]
+
+
+def require_options(method: str, options: Iterable[str]) -> None:
+    """Raise where there is no such method, or it does not take an option."""
+    possible = [p for p in inspect.signature(method_named(method)).parameters if p not in ("model", "inputs", "target", "site", "baseline")]
+    for name in options:
+        if name not in possible:
+            raise NotFoundError.among(f"option of {method}", name, possible)
 
 
 # members of METHODS that read a site as positions of a map

@@ -50,8 +50,9 @@ def grad_eclip(
         grid, prefix: as in ``zl.attention_relevance``.
 
     Returns:
-        A ``Relevance``: ``by_source`` per image and text (what the keys of those attentions stand for) [batch, tokens], non-negative, without a unit; zero for learned tokens and
-        for the row's own token. ``substituted`` holds lambda. A row that pools (several tokens read) is summed over: our extension.
+        A ``Relevance``: ``by_source`` per image and text (what the keys of those attentions stand for) [batch, tokens], non-negative,
+        without a unit; zero for learned tokens and for the row's own token. ``substituted`` holds lambda. A row that pools (several
+        tokens read) is summed over: our extension.
 
     Raises:
         As ``zl.attention_relevance``; UsageError for more layers than there are.
