@@ -21,7 +21,18 @@ from zeroline import baseline, errors, site, target
 from zeroline.attribution import Attribution
 from zeroline.audit import BaselineAudit
 from zeroline.comparison import Comparison
-from zeroline.measure import ErrorBudget, LabelledSet, audit_baseline, check_principles, compare, deletion_insertion, error_budget, layers
+from zeroline.corrected import Corrections
+from zeroline.measure import (
+    ErrorBudget,
+    LabelledSet,
+    audit_baseline,
+    check_principles,
+    compare,
+    corrections,
+    deletion_insertion,
+    error_budget,
+    layers,
+)
 from zeroline.methods import (
     METHODS,
     ROUTES,
@@ -56,6 +67,7 @@ __all__ = [
     "Attribution",
     "BaselineAudit",
     "Comparison",
+    "Corrections",
     "DualEncoder",
     "ErrorBudget",
     "LabelledSet",
@@ -70,6 +82,7 @@ __all__ = [
     "check_principles",
     "compare",
     "contrast",
+    "corrections",
     "deletion_insertion",
     "difference_map",
     "error_budget",

@@ -149,19 +149,28 @@ class Relevance:
 
     def save(self, path: str | Path) -> None:
         """Write values and record to one safetensors file (to a temporary name first, then renamed)."""
+        records.write(path, *self.packed())
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON types, for a file of one record or of several."""
         tensors = {f"by_source/{name}": r for name, r in self.by_source.items()}
         tensors |= {f"per_call/{name}": r for name, r in self.per_call.items()}
         for i, s in enumerate(self.substituted):
             tensors |= {f"substituted/{i}/{part}": getattr(s, part) for part in ("group", "row", "weights")}
-        records.write(path, {**tensors, "output": self.output}, self.to_dict())
+        return {**tensors, "output": self.output}, self.to_dict()
 
     @classmethod
     def load(cls, path: str | Path) -> Relevance:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
         record, tensors = records.read(path, "a relevance")
+        return cls.unpacked(tensors, record, str(path))
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Relevance:
+        """What ``packed`` gave, as a record again; ``where`` is named in errors."""
         if record.get("kind") != KIND or record.get("format") != FORMAT:
             found = f"{record.get('kind', 'attribution')} of format {record.get('format')}"
-            raise LoadError(f"{str(path)!r} is {found}; this reads {KIND} of format {FORMAT}")
+            raise LoadError(f"{where!r} is {found}; this reads {KIND} of format {FORMAT}")
         streams = record["streams"]
         model_class, _, weights = record["model"].rpartition("@")
         return cls(

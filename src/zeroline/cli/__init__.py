@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from zeroline.cli import attend, baselines, compare, demo, explain, layers, principles, sites, tables, trace
+from zeroline.cli import attend, baselines, compare, corrections, demo, explain, layers, principles, sites, tables, trace
 from zeroline.errors import UsageError, ZerolineError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(baselines.baselines)
 app.command()(layers.layers)
 app.command()(compare.compare)
 app.command()(attend.attend)
+app.command()(corrections.corrections)
 app.command()(principles.principles)
 app.command()(demo.demo)
 app.command()(sites.sites)

@@ -12,26 +12,25 @@ import typer
 from rich.text import Text
 
 from zeroline.cli import show
-from zeroline.cli.options import AsJson, Grid, ModelName, Prefix, TargetText, TrustRemoteCode
-from zeroline.cli.reading import grid_of, read_target, scale_of
-from zeroline.cli.sources import load_sourced, open_image, sources_of
-from zeroline.errors import UsageError
+from zeroline.cli.guides import read_guide
+from zeroline.cli.options import AsJson, Direction, Grid, Guide, ModelName, Prefix, TrustRemoteCode
+from zeroline.cli.reading import grid_of
+from zeroline.cli.sources import image_only, load_sourced, open_image, sources_of, target_for
 from zeroline.methods import attention_relevance
 from zeroline.model.loading import Sourced
 from zeroline.relevance import Relevance
 from zeroline.report import figure, relevance_figure
-from zeroline.similarity import similarity
-from zeroline.target import Target, top_token
 
 
 def attend(
     image: Annotated[Path | None, typer.Argument(help="The image file; left out for models that read text alone.")] = None,
     text: Annotated[str | None, typer.Option(help="The text, for models that read one.")] = None,
     model: ModelName = "zoo:digits-vit",
-    target: TargetText = "top",
+    target: Direction = "top",
     correction: Annotated[str, typer.Option(help="positive, absolute, negative, signed or none (rollout).")] = "positive",
     calls: Annotated[str, typer.Option(help="all, numbers '0,3', or a name with *; see `zeroline trace MODEL`.")] = "all",
     coverage: Annotated[str, typer.Option(help="complete or incomplete.")] = "complete",
+    guide: Guide = None,
     rule: Annotated[str, typer.Option(help="graph or chefer-bimodal.")] = "graph",
     grid: Grid = None,
     prefix: Prefix = None,
@@ -44,15 +43,17 @@ def attend(
     picture = None if image is None else open_image(image)
     sourced = load_sourced(model, trust_remote_code=trust_remote_code)
     inputs = sourced.prepare(*sources_of(sourced, picture, text))
+    weights = read_guide(guide, image_only(sourced, text), inputs, picture, shape)
     with show.results_folder(out):
         started = time.perf_counter()
         relevance = attention_relevance(
             sourced.model,
             inputs,
-            target=_target(target, sourced),
+            target=target_for(target, sourced),
             correction=correction,
-            calls=_calls(calls),
+            calls=show.calls_of(calls),
             coverage=coverage,
+            guide=weights,
             rule=rule,
             grid=shape,
             prefix=prefix,
@@ -68,25 +69,6 @@ def attend(
         if source.words and not source.is_map:
             show.output.print(coloured(source))
     show.output.print(f"wrote {', '.join(str(p) for p in written)}", markup=False)
-
-
-def _target(text: str, sourced: Sourced) -> Target:
-    """As in ``explain``; for a model that writes words, "top" is the token that it would write next; of a dual encoder, the similarity."""
-    if sourced.predicts_tokens:
-        if text != "top":
-            raise UsageError(f"{sourced.name!r} predicts tokens: --target top is possible here; in Python, zl.target.token(id, position)")
-        return top_token()
-    if sourced.is_dual_encoder:
-        return similarity(scale=scale_of(text))
-    return read_target(text, sourced.labels)
-
-
-def _calls(text: str) -> Any:
-    """``all``, ``3``, ``0,2,-1`` or a name."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise UsageError("--calls is empty; write all, numbers such as 0,3, or a name")
-    return parts[0] if len(parts) == 1 else parts
 
 
 def pictures(relevance: Relevance, sourced: Sourced, inputs: Mapping[str, Any]) -> dict[str, figure.Picture]:

@@ -13,11 +13,11 @@ from typing import Any
 from zeroline.attribution import Attribution
 from zeroline.cli import attend, show
 from zeroline.cli.reading import read_target, scale_of
-from zeroline.cli.sources import is_input, read_baseline, sources_of
+from zeroline.cli.sources import image_only, is_input, read_baseline, sources_of
 from zeroline.errors import UsageError
 from zeroline.methods import METHODS, ROUTES
 from zeroline.model.inputs import Inputs
-from zeroline.model.loading import Loaded, Sourced
+from zeroline.model.loading import Sourced
 from zeroline.model.positions import positions_of
 from zeroline.relevance import Relevance
 from zeroline.report import figure, relevance_figure, texts_figure
@@ -95,7 +95,7 @@ def _ask(sourced: Sourced, asked: Question, inputs: Mapping[str, Any], target: T
     if asked.method in ROUTES:
         found: Relevance = ROUTES[asked.method](sourced.model, inputs, target=target, **options)
         return found
-    loaded = Loaded(sourced.name, sourced.model, lambda image: sourced.prepare(image, asked.texts[0]), sourced.labels)
+    loaded = image_only(sourced, asked.texts[0])
     baseline = read_baseline(asked.baseline, loaded, at_input=is_input(asked.site))
     baseline = show.settled(loaded, inputs, baseline, asked.site)
     with show.progress("gradient evaluations") as report, warnings.catch_warnings(record=True) as caught:

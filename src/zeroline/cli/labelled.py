@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeroline.cli.sources import open_image, open_mask
+from zeroline.cli.sources import image_only, open_image, open_mask
 from zeroline.errors import InputError, LoadError, NotFoundError, UsageError
 from zeroline.measure import LabelledSet
-from zeroline.model.loading import Loaded, Sourced
+from zeroline.model.loading import Sourced
 from zeroline.target import whole_number
 
 
@@ -49,7 +49,7 @@ def _from_csv(sourced: Sourced, file: Path, most: int | None) -> LabelledSet:
         image = open_image(file.parent / row["image"])
         parts.append(sourced.prepare(image, row["label"] if texts else None))
         if row.get("mask"):
-            masks.append(open_mask(_loaded(sourced, row["label"] if texts else None), file.parent / row["mask"], None, image))
+            masks.append(open_mask(image_only(sourced, row["label"] if texts else None), file.parent / row["mask"], None, image))
     if masks and len(masks) != len(rows):
         raise InputError(f"{file.name}: {len(masks)} of {len(rows)} rows have a mask; give one to every row, or to none")
     seen = torch.stack([mask for mask in masks if mask is not None]) if masks else None
@@ -91,8 +91,3 @@ def _joined(parts: list[Mapping[str, Any]]) -> dict[str, Tensor]:
         filled = [t if t.is_floating_point() else torch.nn.functional.pad(t, (0, longest - t.shape[-1])) for t in tensors]
         found[name] = torch.cat(filled)
     return found
-
-
-def _loaded(sourced: Sourced, text: str | None) -> Loaded:
-    """The model as one of images alone, with a text held."""
-    return Loaded(sourced.name, sourced.model, lambda image: sourced.prepare(image, text), sourced.labels)

@@ -12,6 +12,10 @@ BASELINES = "black, zeros, mean, blur(8), constant(0.5), noise(0), neutral(black
 ImageFile = Annotated[Path, typer.Argument(help="The image file.")]
 ModelName = Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")]
 TargetText = Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")]
+Direction = Annotated[
+    str, typer.Option("--target", "--direction", help="top, a class number, a label, a contrast 'A - B', or a mix '2 A - B + 0.5 C'.")
+]
+Guide = Annotated[str | None, typer.Option(help="Weights for patches: a mask image, a box LEFT,TOP,RIGHT,BOTTOM, or a saved relevance.")]
 BaselineText = Annotated[str, typer.Option(help=BASELINES)]
 Tolerance = Annotated[float | None, typer.Option(help="Attribution error to stop at, as a share of the difference.")]
 MaxEvaluations = Annotated[int | None, typer.Option(help="Gradient evaluations at most, per site.")]

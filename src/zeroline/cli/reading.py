@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 
 from zeroline.errors import UsageError
-from zeroline.target import Target, box, contrast, detection, logit, whole_number
+from zeroline.target import Target, box, contrast, detection, logit, mix, whole_number
 
 
 def read_target(text: str, labels: Mapping[str, int]) -> Target:
@@ -25,10 +26,25 @@ def read_target(text: str, labels: Mapping[str, int]) -> Target:
             return detection(index, one(words[2]) if len(words) == 3 else "top")
         if len(words) == 3:
             return box(index, words[2])
-    if one(text) == text.strip() and " - " in text:
-        first, _, second = text.partition(" - ")
-        return contrast(one(first), one(second))
+    if one(text) == text.strip() and re.search(" [-+] ", text):
+        return _mix(text, one)
     return logit(one(text))
+
+
+def _mix(text: str, one: Callable[[str], int | str]) -> Target:
+    """``A - B`` as a contrast; ``2 A - B + 0.5 C`` as a mix of logits."""
+    parts = re.split(" ([-+]) ", text.strip())
+    weights: dict[int | str, float] = {}
+    for sign, part in zip(["+", *parts[1::2]], parts[::2]):
+        number, _, rest = part.strip().partition(" ")
+        weighed = bool(rest.strip()) and re.fullmatch(r"[0-9]*\.?[0-9]+", number) is not None
+        name = one(rest if weighed else part)
+        if name in weights:
+            raise UsageError(f"class {name!r} is named twice in {text!r}")
+        weights[name] = (-1 if sign == "-" else 1) * (float(number) if weighed else 1.0)
+    if list(weights.values()) == [1.0, -1.0]:
+        return contrast(*weights)
+    return mix(weights)
 
 
 SCALES = {"top": "cosine", "cosine": "cosine", "logit": "logit"}

@@ -201,3 +201,11 @@ def _unnormalised(image: Tensor, known: Normalisation | None) -> figure.Picture:
     else:
         pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp_min(1e-12)
     return np.asarray(pixels.expand(3, -1, -1).permute(1, 2, 0).clamp(0, 1).numpy())
+
+
+def calls_of(text: str) -> Any:
+    """``all``, ``3``, ``0,2,-1`` or a name."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UsageError("--calls is empty; write all, numbers such as 0,3, or a name")
+    return parts[0] if len(parts) == 1 else parts

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from zeroline import baseline as baselines
 from zeroline.baseline import Baseline, Distribution
+from zeroline.cli.reading import read_target, scale_of
 from zeroline.errors import LoadError, NotFoundError, UsageError
 from zeroline.model.loading import Loaded, Sourced, any_from_hub, from_hub, from_timm
-from zeroline.target import whole_number
+from zeroline.similarity import similarity
+from zeroline.target import Target, top_token, whole_number
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SCHEMES = {
@@ -66,6 +68,22 @@ def stand_in(sourced: Sourced, image: Any | None, text: str | None) -> tuple[Any
     """What to run a model on where only its structure is asked: what is given, else a test pattern and a few words."""
     picture = pattern() if image is None and "image" in sourced.reads else image
     return sources_of(sourced, picture, "a few words" if text is None and "text" in sourced.reads else text)
+
+
+def target_for(text: str, sourced: Sourced) -> Target:
+    """The target of ``--target``: of a model that writes words, "top" is the token that it would write next; of a dual encoder, a similarity."""
+    if sourced.predicts_tokens:
+        if text != "top":
+            raise UsageError(f"{sourced.name!r} predicts tokens: --target top is possible here; in Python, zl.target.token(id, position)")
+        return top_token()
+    if sourced.is_dual_encoder:
+        return similarity(scale=scale_of(text))
+    return read_target(text, sourced.labels)
+
+
+def image_only(sourced: Sourced, text: str | None) -> Loaded:
+    """The model as one of images alone, with a text held: for masks and baselines that are images."""
+    return Loaded(sourced.name, sourced.model, lambda image: sourced.prepare(image, text), sourced.labels)
 
 
 def pattern() -> Any:

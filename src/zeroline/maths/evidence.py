@@ -42,6 +42,27 @@ def pointing(maps: Tensor, masks: Tensor) -> Tensor:
     return torch.where(flat.amax(1) > 0, hit, torch.nan)
 
 
+def coverage(maps: Tensor, masks: Tensor, mass: float = 0.5) -> Tensor:
+    """Share of the object's positions among the fewest that hold ``mass`` of the positive values: [batch], comprehensiveness.
+
+    1 where those positions take in the whole object, small where all evidence is on a corner of it.
+
+    >>> coverage(torch.tensor([[[5.0, 4.0, 1.0, 0.0]]]), torch.tensor([[[True, True, False, False]]]), mass=0.6).tolist()
+    [1.0]
+    """
+    if not 0 < mass <= 1:
+        raise InputError(f"mass={mass:g} of the positive values was asked; above 0, at most 1")
+    touched = _touched(maps, masks)
+    positive = maps.flatten(1).clamp(min=0).double()
+    order = positive.argsort(stable=True, dim=1, descending=True)
+    held = positive.gather(1, order).cumsum(1)
+    before = torch.cat([torch.zeros_like(held[:, :1]), held[:, :-1]], 1)  # what the positions before hold: enough already, or not yet
+    taken = (before < mass * held[:, -1:] * (1 - 1e-12)).double()
+    chosen = torch.zeros_like(taken).scatter(1, order, taken)
+    share = (chosen * touched).sum(1) / touched.sum(1).clamp_min(1)
+    return torch.where((held[:, -1] > 0) & (touched.sum(1) > 0), share, torch.nan)
+
+
 def chance(maps: Tensor, masks: Tensor) -> Tensor:
     """Share of the positions that the mask touches: what an even map has inside, and what a blind guess hits, [batch]."""
     return _touched(maps, masks).mean(1)

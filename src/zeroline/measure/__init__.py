@@ -8,9 +8,20 @@ from __future__ import annotations
 
 from zeroline.measure.baseline_audit import audit_baseline
 from zeroline.measure.compare import compare
+from zeroline.measure.corrections import corrections
 from zeroline.measure.deletion_insertion import deletion_insertion
 from zeroline.measure.error_budget import ErrorBudget, error_budget
 from zeroline.measure.layers import layers
 from zeroline.measure.principles import LabelledSet, check_principles
 
-__all__ = ["ErrorBudget", "LabelledSet", "audit_baseline", "check_principles", "compare", "deletion_insertion", "error_budget", "layers"]
+__all__ = [
+    "ErrorBudget",
+    "LabelledSet",
+    "audit_baseline",
+    "check_principles",
+    "compare",
+    "corrections",
+    "deletion_insertion",
+    "error_budget",
+    "layers",
+]

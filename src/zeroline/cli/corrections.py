@@ -1,0 +1,61 @@
+"""``zeroline.corrected``: every correction of the attention side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from zeroline.cli import show
+from zeroline.cli.guides import read_guide
+from zeroline.cli.options import AsJson, Direction, Grid, Guide, ImageFile, ModelName, Prefix, TrustRemoteCode
+from zeroline.cli.reading import grid_of
+from zeroline.cli.sources import image_only, load_sourced, open_image, open_mask, sources_of, target_for
+from zeroline.corrected import HEAD
+from zeroline.errors import InputError
+from zeroline.measure import corrections as by_correction
+from zeroline.report import corrections_figure
+
+
+def corrections(
+    image: ImageFile,
+    text: Annotated[str | None, typer.Option(help="The text, for models that read one.")] = None,
+    model: ModelName = "zoo:digits-vit",
+    target: Direction = "top",
+    calls: Annotated[str, typer.Option(help="all, numbers '0,3', or a name with *; see `zeroline trace MODEL`.")] = "all",
+    guide: Guide = None,
+    mask: Annotated[Path | None, typer.Option(help="Where the object is: an image of the same size, white inside.")] = None,
+    box: Annotated[str | None, typer.Option(help="Where the object is: LEFT,TOP,RIGHT,BOTTOM in pixels.")] = None,
+    grid: Grid = None,
+    prefix: Prefix = None,
+    out: Annotated[Path, typer.Option(help="Folder for figure.png, corrections.safetensors, record.json.")] = Path("out"),
+    json_: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Positive, absolute, negative and signed attention relevance, complete and incomplete, with the numbers that tell them apart."""
+    shape, picture = grid_of(grid), open_image(image)
+    sourced = load_sourced(model, trust_remote_code=trust_remote_code)
+    inputs = sourced.prepare(*sources_of(sourced, picture, text))
+    loaded = image_only(sourced, text)
+    where = open_mask(loaded, mask, box, picture)
+    weights = read_guide(guide, loaded, inputs, picture, shape)
+    with show.results_folder(out):
+        options = {"calls": show.calls_of(calls), "grid": shape, "prefix": prefix}
+        found = by_correction(sourced.model, inputs, target=target_for(target, sourced), mask=where, guide=weights, **options)
+        seen = next((p for p in (show.picture_of(sourced.model, given) for given in inputs.values()) if p is not None), None)
+        if seen is None:
+            raise InputError("the model's inputs hold no image")
+        written = show.write(found, "corrections", out, corrections_figure.figure(found, seen))
+    if json_:
+        print(json.dumps({**found.to_dict(), "files": [str(p) for p in written]}, indent=2))
+        return
+    show.output.print(f"target  {next(iter(found.members.values())).target[0]}", markup=False)
+    table = Table(*HEAD, box=None, pad_edge=False)
+    for row in found.rows():
+        table.add_row(*map(Text, row))
+    show.grid(table)
+    show.output.print(f"wrote {', '.join(str(p) for p in written)}", markup=False)
