@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zeroline.errors import InputError
-from zeroline.maths.evidence import chance, concentration, inside, pointing
+from zeroline.maths.evidence import chance, concentration, coverage, inside, pointing
 
 # rows and columns of maps, height and width of masks: as large, larger (by whole numbers, and not), smaller by whole numbers
 SIZES = [((3, 5), (3, 5)), ((2, 3), (8, 6)), ((3, 4), (7, 10)), ((1, 6), (5, 13)), ((4, 6), (2, 3)), ((4, 6), (4, 2)), ((6, 2), (1, 1))]
@@ -146,3 +146,30 @@ def test_an_empty_mask_holds_nothing_and_a_full_one_everything():
 def test_masks_that_do_not_go_with_the_maps_are_one_clear_error(figure, masks):
     with pytest.raises(InputError, match=r"masks \[batch, height, width\] go with maps \[batch, rows, columns\]"):
         figure(torch.rand(2, 2, 3), masks.bool())
+
+
+@pytest.mark.parametrize(("shape", "size"), SIZES)
+@pytest.mark.parametrize("mass", [0.3, 0.5, 1.0])
+def test_coverage_is_the_objects_share_among_the_fewest_positions_that_hold_the_mass(shape, size, mass):
+    maps, masks = drawn(shape, size)
+    found = coverage(maps, masks, mass)
+    for heat, mask, share in zip(maps, masks, found):
+        object_, values = touched(shape, mask), positives(heat)
+        order = sorted(values, key=lambda place: -values[place])
+        total, held, taken = sum(values.values()), 0.0, set()
+        for place in order:
+            if held >= mass * total * (1 - 1e-9):
+                break
+            taken.add(place)
+            held += values[place]
+        if total == 0:
+            assert math.isnan(float(share))
+        else:
+            assert float(share) == pytest.approx(len(taken & object_) / len(object_))
+
+
+def test_coverage_of_nothing_positive_is_undefined_and_a_mass_of_zero_is_refused():
+    maps, masks = -torch.ones(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool)
+    assert math.isnan(float(coverage(maps, masks)))
+    with pytest.raises(InputError, match="mass=0 of the positive values"):
+        coverage(maps, masks, 0)
