@@ -187,7 +187,10 @@ def page(found: Mapping[str, Principles], wrong: Mapping[str, Principles], off: 
     few = next(iter(wrong.values()))
     print(f"\nRho is Spearman's, of the sum of the values and the score over the {len(first.label)} pairs. *Wrong* are {len(few.label)} images,")
     print("looked for: the model gives none of them its own caption. *Ruined*: likeness (rank correlation) with the map of the trained model where")
-    print("shuffled weights leave half of the accuracy or less; the largest over the stages, and its stage.")
+    print(
+        "shuffled weights leave half of the accuracy or less; the largest over the stages, and its stage. Maps without a positive value point nowhere"
+    )
+    print("and are left out. The sum of an attribution is f(x) - f(black), and f(black) differs from caption to caption: what its rho lacks is that.")
     rows = []
     for name, one in found.items():
         ruined = [s for s in one.stages if float((s.answer == one.label).double().mean()) < one.accuracy / 2]

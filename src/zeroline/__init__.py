@@ -22,6 +22,7 @@ from zeroline.attribution import Attribution
 from zeroline.audit import BaselineAudit
 from zeroline.comparison import Comparison
 from zeroline.corrected import Corrections
+from zeroline.guidance import Guidance
 from zeroline.measure import (
     ErrorBudget,
     LabelledSet,
@@ -56,6 +57,7 @@ from zeroline.model.surgery import capture, replaced
 from zeroline.model.trace import trace
 from zeroline.principles import Principles
 from zeroline.relevance import Relevance
+from zeroline.rewrite import Guest, guide
 from zeroline.similarity import similarity
 from zeroline.target import contrast, logit, top
 
@@ -70,6 +72,8 @@ __all__ = [
     "Corrections",
     "DualEncoder",
     "ErrorBudget",
+    "Guest",
+    "Guidance",
     "LabelledSet",
     "Principles",
     "Relevance",
@@ -90,6 +94,7 @@ __all__ = [
     "grad_cam",
     "grad_eclip",
     "gradient_x_input",
+    "guide",
     "integrated_attention",
     "integrated_gradients",
     "layer_cam",

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from zeroline.cli import attend, baselines, compare, corrections, demo, explain, layers, principles, sites, tables, trace
+from zeroline.cli import attend, baselines, compare, corrections, demo, explain, guide, layers, principles, sites, tables, trace
 from zeroline.errors import UsageError, ZerolineError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(layers.layers)
 app.command()(compare.compare)
 app.command()(attend.attend)
 app.command()(corrections.corrections)
+app.command()(guide.guide)
 app.command()(principles.principles)
 app.command()(demo.demo)
 app.command()(sites.sites)
