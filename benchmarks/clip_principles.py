@@ -164,13 +164,14 @@ def page(found: Mapping[str, Principles], wrong: Mapping[str, Principles], off: 
     print(f"\n{len(first.label)} pairs of an image and its caption; the model's own accuracy over 60 captions is {first.accuracy:.1%}.")
     rows = []
     for name, one in found.items():
+        outputs = "bit for bit" if one.apart == 0 else "to rounding" if one.unchanged else "CHANGED"
         if not one.implied:
-            rows.append([name, "nothing", "bit for bit" if one.unchanged else "CHANGED", "-", "-", "-", "-"])
+            rows.append([name, "nothing", outputs, "-", "-", "-", "-"])
         for way, implied in one.implied.items():
             change = implied.score - one.score
             figures = [f"{float(change.mean()):+.3f} ({float(change.abs().mean()):.3f})", f"{float(implied.cosine.mean()):.3f}"]
             shares = [share(one.agreement(way)), share(one.implied_accuracy(way))]
-            rows.append([name, f"lambda, {way}", "bit for bit" if one.unchanged else "CHANGED", *figures, *shares])
+            rows.append([name, f"lambda, {way}", outputs, *figures, *shares])
     table(
         [
             "way",

@@ -7,6 +7,7 @@ model, and it must be aligned with the model's performance. Measuring is ``zerol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ AGREES = 0.95  # the implied model gives the original's answer at least so often
 FOLLOWS = 0.3  # Spearman's rho between evidence and score from which evidence follows the score
 SAME = 0.1  # wrong answers may be pointed at less often than right ones by this much, and count as no less
 FEW = 10  # fewer wrong answers than this say nothing
+ROUNDING = 64  # units of rounding that another kernel (for second derivatives, say) may move an output by
 UNCHANGED = 0.5  # Spearman's rho between maps above which the map of a ruined model (half the accuracy or less) is still the old one
 
 
@@ -56,7 +58,8 @@ class Principles:
 
     ``score`` is the target's value, ``evidence`` the sum of the explanation's values on the source shown, ``answer`` and ``label`` the
     model's answer and the right one, ``hit`` whether the map's largest value lies on the object (NaN without a mask or a positive value),
-    ``chance`` what a blind guess hits. ``unchanged`` says whether outputs were, during and after, bit for bit the bare model's.
+    ``chance`` what a blind guess hits. ``apart`` is how far the outputs while explaining (a pass of the method, and its f(x)) are from the bare
+    model's, over the largest value and in units of rounding: 0 bit for bit, infinite where the model answers otherwise afterwards.
     """
 
     method: str
@@ -69,12 +72,23 @@ class Principles:
     label: Tensor
     hit: Tensor
     chance: Tensor
-    unchanged: bool
+    apart: float = 0.0
     substitutes: tuple[str, ...] = ()
     implied: Mapping[str, Implied] = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     model: str = ""
+
+    @property
+    def unchanged(self) -> bool:
+        """Were the outputs the model's own, up to the rounding of another kernel (``ROUNDING``)?"""
+        return self.apart <= ROUNDING
+
+    @property
+    def _outputs(self) -> str:
+        if self.apart == 0:
+            return "bit for bit the model's"
+        return f"the model's up to rounding ({self.apart:.0f} times its unit)" if self.unchanged else "NOT the model's"
 
     @property
     def right(self) -> Tensor:
@@ -108,7 +122,7 @@ class Principles:
         if not self.unchanged:
             return False, "the model's outputs change while it is explained"
         if not self.substitutes:
-            return True, "it substitutes nothing, and the outputs stay bit for bit the model's"
+            return True, f"it substitutes nothing, and the outputs stay {self._outputs}"
         if not self.implied:
             return False, f"it substitutes {'; '.join(self.substitutes)}"
         parts = [
@@ -135,7 +149,7 @@ class Principles:
             said.append(f"the model is wrong on {wrong} of {len(self.label)}: too few to tell")
         broken = [stage for stage in self.stages if float((stage.answer == self.label).double().mean()) < self.accuracy / 2]
         if broken:
-            worst = max(broken, key=lambda stage: float(stage.alike.nanmean()))
+            worst = max(broken, key=lambda stage: float(stage.alike.nanmean().nan_to_num(-2)))
             alike = float(worst.alike.nanmean())
             bad |= alike > UNCHANGED
             how = "stays" if alike > UNCHANGED else "changes"
@@ -146,7 +160,7 @@ class Principles:
         """The figures in words: (label, value) pairs."""
         lines = [("target", self.target), ("map over", self.source), ("examples", f"{len(self.label)}, accuracy {self.accuracy:.1%}")]
         lines += [("substitutes", words) for words in self.substitutes] or [("substitutes", "nothing")]
-        lines.append(("outputs while explained", "bit for bit the model's" if self.unchanged else "NOT the model's"))
+        lines.append(("outputs while explained", self._outputs))
         for way, one in self.implied.items():
             off = one.score - self.score
             lines.append((f"implied model ({way})", f"score {float(off.mean()):+.3f} in the mean ({float(off.abs().mean()):.3f} in size)"))
@@ -179,6 +193,7 @@ class Principles:
             "examples": len(self.label),
             "accuracy": self.accuracy,
             "unchanged": self.unchanged,
+            "apart": _known(self.apart),
             "substitutes": list(self.substitutes),
             "implied": {
                 way: {
@@ -190,12 +205,12 @@ class Principles:
                 }
                 for way, i in self.implied.items()
             },
-            "spearman": self.follows,
-            "points_where_right": self.pointing(True),
-            "points_where_wrong": self.pointing(False),
+            "spearman": _known(self.follows),
+            "points_where_right": _known(self.pointing(True)),
+            "points_where_wrong": _known(self.pointing(False)),
             "wrong": int((~self.right).sum()),
-            "chance": float(self.chance.nanmean()),
-            "stages": [{"name": s.name, "alike": float(s.alike.nanmean()), "points": float(s.hit.nanmean())} for s in self.stages],
+            "chance": _known(float(self.chance.nanmean())),
+            "stages": [{"name": s.name, "alike": _known(float(s.alike.nanmean())), "points": _known(float(s.hit.nanmean()))} for s in self.stages],
             "principle_1": {"holds": one[0], "why": one[1]},
             "principle_2": {"holds": two[0], "why": two[1]},
             "versions": dict(self.versions),
@@ -219,7 +234,8 @@ class Principles:
             found = f"{record.get('kind', 'attribution')} of format {record.get('format')}"
             raise LoadError(f"{str(path)!r} is {found}; this reads {KIND} of format {FORMAT}")
         known: dict[str, Any] = {name: tensors[name] for name in _TENSORS}
-        known |= {name: record[name] for name in ("method", "settings", "target", "source", "unchanged", "versions", "model")}
+        known |= {name: record[name] for name in ("method", "settings", "target", "source", "versions", "model")}
+        known["apart"] = math.inf if record["apart"] is None else record["apart"]
         return cls(
             **known,
             substitutes=tuple(record["substitutes"]),
@@ -233,6 +249,11 @@ class Principles:
         rows = self.rows()
         width = max(len(label) for label, _ in rows) + 2
         return "\n".join([f"Principles of {self.method}", *(f"  {label:<{width}}{value}" for label, value in rows)])
+
+
+def _known(value: float) -> float | None:
+    """A figure as JSON knows it: None where there is none."""
+    return value if math.isfinite(value) else None
 
 
 _TENSORS = ("score", "evidence", "answer", "label", "hit", "chance")

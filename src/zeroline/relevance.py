@@ -21,6 +21,7 @@ from zeroline.errors import InputError, LoadError, NotFoundError, UsageError
 
 FORMAT = 2
 KIND = "relevance"
+_PUT = ("group", "row", "weights")  # tensors of a substitution
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Tokens:
 class Substitution:
     """Weights that a method puts in the place of an attention's own: ``weights`` [n, keys] for its queries (``group``, ``row``) [n].
 
-    A group is a sample, or a window of one. What the model would answer with them is its *implied model*
+    A group is a sample, or a window of one: ``per_sample`` groups each. What the model would answer with them is its *implied model*
     (``zl.check_principles`` runs it); the weights are as the method uses them and need not add up to 1.
     """
 
@@ -43,6 +44,7 @@ class Substitution:
     group: Tensor
     row: Tensor
     weights: Tensor
+    per_sample: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +143,7 @@ class Relevance:
             "corrected": list(self.corrected),
             "readout": list(self.readout),
             "substitutes": list(self.substitutes),
-            "substituted": [{"call": s.call, "rows": len(s.row), "keys": s.weights.shape[1]} for s in self.substituted],
+            "substituted": [{"call": s.call, "rows": len(s.row), "keys": s.weights.shape[1], "per_sample": s.per_sample} for s in self.substituted],
             "settings": dict(self.settings),
             "versions": dict(self.versions),
             "model": self.model_id,
@@ -156,7 +158,7 @@ class Relevance:
         tensors = {f"by_source/{name}": r for name, r in self.by_source.items()}
         tensors |= {f"per_call/{name}": r for name, r in self.per_call.items()}
         for i, s in enumerate(self.substituted):
-            tensors |= {f"substituted/{i}/{part}": getattr(s, part) for part in ("group", "row", "weights")}
+            tensors |= {f"substituted/{i}/{part}": getattr(s, part) for part in _PUT}
         return {**tensors, "output": self.output}, self.to_dict()
 
     @classmethod
@@ -183,7 +185,7 @@ class Relevance:
             corrected=tuple(record["corrected"]),
             substitutes=tuple(record["substitutes"]),
             substituted=tuple(
-                Substitution(s["call"], *(tensors[f"substituted/{i}/{part}"] for part in ("group", "row", "weights")))
+                Substitution(s["call"], **{part: tensors[f"substituted/{i}/{part}"] for part in _PUT}, per_sample=s["per_sample"])
                 for i, s in enumerate(record["substituted"])
             ),
             model_class=model_class,
@@ -274,8 +276,8 @@ def laid(stream: str, count: int, known: Tokens, grid: Any, prefix: Any) -> Toke
 
 
 def _of_sample(found: Substitution, sample: int) -> Substitution:
-    mine = found.group == sample
-    return Substitution(found.call, torch.zeros_like(found.group[mine]), found.row[mine], found.weights[mine])
+    mine = found.group // found.per_sample == sample
+    return Substitution(found.call, found.group[mine] % found.per_sample, found.row[mine], found.weights[mine], found.per_sample)
 
 
 def _listed(grid: tuple[int, int] | None) -> list[int] | None:

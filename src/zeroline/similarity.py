@@ -77,7 +77,7 @@ class SimilarityTarget:
     def describe(self, samples: int) -> tuple[str, ...]:
         what = "cosine" if self.scale == "cosine" else "similarity logit"
         second = TEXT if self.side == IMAGE else IMAGE
-        other = self.names[0] or (f"its own {second}" if self.other is None else f"a {second} given")
+        other = self.names[0] or (f"its own {second}" if self.other is None else f"{'an' if second == IMAGE else 'a'} {second} given")
         minus = "" if self.against is None else f", minus that with {self.names[1] or f'another {second}'}"
         return (f"{what} of the {self.side} with {other}{minus}",) * samples
 

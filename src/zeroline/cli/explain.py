@@ -14,7 +14,7 @@ import typer
 from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline, Distribution
 from zeroline.cli import explain_sources, show
-from zeroline.cli.options import AsJson, BaselineText, Grid, ImageFile, MaxEvaluations, ModelName, Prefix, TargetText, Tolerance, TrustRemoteCode
+from zeroline.cli.options import AsJson, BaselineOrNone, Grid, ImageFile, MaxEvaluations, ModelName, Prefix, TargetText, Tolerance, TrustRemoteCode
 from zeroline.cli.reading import grid_of, read_target
 from zeroline.cli.sources import is_input, load_model, load_sourced, open_image, read_baseline
 from zeroline.errors import NotFoundError, UsageError
@@ -32,7 +32,7 @@ def explain(
     method: Annotated[str, typer.Option(help="See `zeroline methods`.")] = "integrated_gradients",
     target: TargetText = "top",
     site: Annotated[str | None, typer.Option(help="Where the features are; see `zeroline sites MODEL`. Default: the input.")] = None,
-    baseline: BaselineText = "black",
+    baseline: BaselineOrNone = None,
     tolerance: Tolerance = None,
     max_evaluations: MaxEvaluations = None,
     path: Annotated[str | None, typer.Option(help="adaptive, gausslegendre, midpoint, trapezoid or riemann.")] = None,
@@ -64,6 +64,11 @@ def explain(
     shape = grid_of(grid)
     if method in CAMS or method in ROUTES:
         asked |= {"grid": shape, "prefix": prefix}
+    if method in ROUTES:
+        for option, given in (("--site", site), ("--baseline", baseline)):
+            if given is not None:
+                raise UsageError(f"{option} means nothing to {method}, which goes through attentions; it belongs to {', '.join(METHODS)}")
+    baseline = baseline or "black"
     if text or method in ROUTES:
         question = explain_sources.Question(open_image(image), tuple(text or ()), method, target, site, baseline, asked)
         explain_sources.answer(load_sourced(model, trust_remote_code=trust_remote_code), question, out, as_json=json_)

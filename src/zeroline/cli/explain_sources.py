@@ -46,27 +46,29 @@ def answer(sourced: Sourced, asked: Question, out: Path, *, as_json: bool = Fals
     sources_of(sourced, asked.image, asked.texts[0] if asked.texts else None)
     parts = _questions(sourced, asked)
     found: dict[str, tuple[Found, Mapping[str, Any]]] = {}
+    several = len(parts) > 1
     started = time.perf_counter()
     with show.results_folder(out):
-        for label, (inputs, target) in parts.items():
-            found[label] = (_ask(sourced, asked, inputs, target), inputs)
+        for label, (text, inputs, target) in parts.items():
+            found[label] = (_ask(sourced, asked, text, inputs, target), inputs)
         drawn = _figure(sourced, asked, found)
         with show.fresh(out) as folder:
             records = {label: one.to_dict() for label, (one, _) in found.items()}
             for number, (one, _) in enumerate(found.values()):
                 one.save(folder / f"{_file(one, number, len(found))}.safetensors")
-            (folder / "record.json").write_text(json.dumps(records if len(found) > 1 else next(iter(records.values())), indent=2) + "\n")
+            (folder / "record.json").write_text(json.dumps(records if several else next(iter(records.values())), indent=2) + "\n")
             if drawn is not None:
                 figure.save(drawn, folder / "figure.png")
             names = sorted(path.name for path in folder.iterdir())
     seconds = time.perf_counter() - started
     if as_json:
         files = [str(out / name) for name in names]
-        print(json.dumps({**(records if len(found) > 1 else next(iter(records.values()))), "seconds": seconds, "files": files}, indent=2))
+        shown = {"texts": records} if several else next(iter(records.values()))
+        print(json.dumps({**shown, "seconds": seconds, "files": files}, indent=2))
         return
     for label, (one, inputs) in found.items():
-        text = [("text", label)] if asked.texts else []
-        show.table([*text, ("method", one.method), *one.rows()])
+        named = [("text", label)] if asked.texts else []
+        show.table([*named, ("method", one.method), *one.rows()])
         if isinstance(one, Relevance):
             for source in _sources(sourced, one, inputs):
                 if source.words and not source.is_map:
@@ -74,28 +76,33 @@ def answer(sourced: Sourced, asked: Question, out: Path, *, as_json: bool = Fals
     show.output.print(f"wrote {', '.join(str(out / name) for name in names)}  ({seconds:.2f} s)", markup=False)
 
 
-def _questions(sourced: Sourced, asked: Question) -> dict[str, tuple[Mapping[str, Any], Target]]:
-    """Inputs and target by label: each text, then the first against each other."""
+def _questions(sourced: Sourced, asked: Question) -> dict[str, tuple[str | None, Mapping[str, Any], Target]]:
+    """Text, inputs and target by label: each text, then the first against each other."""
     if not asked.texts:
-        return {asked.target: (sourced.prepare(asked.image, None), read_target(asked.target, sourced.labels))}
+        return {asked.target: (None, sourced.prepare(asked.image, None), read_target(asked.target, sourced.labels))}
     if len(set(asked.texts)) < len(asked.texts):
         raise UsageError("the same --text was given twice")
     scale = scale_of(asked.target)
     pairs = {text: sourced.prepare(asked.image, text) for text in asked.texts}
-    found: dict[str, tuple[Mapping[str, Any], Target]] = {text: (pair, similarity(scale=scale, names=repr(text))) for text, pair in pairs.items()}
+    found: dict[str, tuple[str | None, Mapping[str, Any], Target]] = {
+        text: (text, pair, similarity(scale=scale, names=repr(text))) for text, pair in pairs.items()
+    }
     first = asked.texts[0]
     for other in asked.texts[1:]:
         against = sourced.prepare(None, other)
-        found[f"{first} - {other}"] = (pairs[first], similarity(against=against, scale=scale, names=(repr(first), repr(other))))
+        label = f"{first} - {other}"
+        while label in found:  # a text that reads like a contrast
+            label += " (contrast)"
+        found[label] = (first, pairs[first], similarity(against=against, scale=scale, names=(repr(first), repr(other))))
     return found
 
 
-def _ask(sourced: Sourced, asked: Question, inputs: Mapping[str, Any], target: Target) -> Found:
+def _ask(sourced: Sourced, asked: Question, text: str | None, inputs: Mapping[str, Any], target: Target) -> Found:
     options = dict(asked.options)
     if asked.method in ROUTES:
         found: Relevance = ROUTES[asked.method](sourced.model, inputs, target=target, **options)
         return found
-    loaded = image_only(sourced, asked.texts[0])
+    loaded = image_only(sourced, text)
     baseline = read_baseline(asked.baseline, loaded, at_input=is_input(asked.site))
     baseline = show.settled(loaded, inputs, baseline, asked.site)
     with show.progress("gradient evaluations") as report, warnings.catch_warnings(record=True) as caught:

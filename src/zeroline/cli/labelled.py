@@ -62,13 +62,16 @@ def _rows(file: Path) -> list[dict[str, str]]:
     if not file.is_file():
         raise NotFoundError(f"no file {str(file)!r}; a labelled set is a CSV file with the columns image, label and mask")
     try:
-        with file.open(newline="", encoding="utf-8") as opened:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
             rows = list(csv.DictReader(opened))
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise LoadError(f"cannot read {str(file)!r} as CSV: {problem}") from None
     if not rows or not {"image", "label"} <= set(rows[0]):
         found = ", ".join(rows[0]) if rows else "no rows"
         raise InputError(f"{str(file)!r} has {found}; the columns image and label are needed, mask is possible")
+    for number, row in enumerate(rows, start=1):
+        if not row["image"] or row["label"] is None:
+            raise InputError(f"{file.name}, row {number}: no {'image' if not row['image'] else 'label'} is named")
     return rows
 
 

@@ -17,6 +17,7 @@ Direction = Annotated[
 ]
 Guide = Annotated[str | None, typer.Option(help="Weights for patches: a mask image, a box LEFT,TOP,RIGHT,BOTTOM, or a saved relevance.")]
 BaselineText = Annotated[str, typer.Option(help=BASELINES)]
+BaselineOrNone = Annotated[str | None, typer.Option(help=f"{BASELINES} Default: black.")]
 Tolerance = Annotated[float | None, typer.Option(help="Attribution error to stop at, as a share of the difference.")]
 MaxEvaluations = Annotated[int | None, typer.Option(help="Gradient evaluations at most, per site.")]
 Grid = Annotated[str | None, typer.Option(help="Patch grid ROWSxCOLUMNS of token sites, if the model does not say.")]

@@ -47,7 +47,7 @@ def table(rows: Iterable[tuple[str, str]]) -> None:
     found = Table(show_header=False, box=None, pad_edge=False)
     for label, value in rows:
         found.add_row(Text(label), Text(value), style="bold" if label == "attribution error" else None)
-    output.print(found)
+    grid(found)
 
 
 def grid(drawn: Table) -> None:

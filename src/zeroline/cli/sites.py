@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from zeroline.cli import show
 from zeroline.cli.options import TrustRemoteCode
@@ -34,5 +35,5 @@ def sites(
         return
     table = Table("site", "kind", "shape", "cut", box=None, pad_edge=False)
     for s in found:
-        table.add_row(s.site, s.kind, " x ".join(map(str, s.shape)), {True: "yes", False: "no", None: "?"}[s.is_cut])
+        table.add_row(Text(s.site), Text(s.kind), " x ".join(map(str, s.shape)), {True: "yes", False: "no", None: "?"}[s.is_cut])
     show.output.print(table)

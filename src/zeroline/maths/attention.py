@@ -7,6 +7,7 @@ gradient of the *output* and the values give it, so a fused kernel, which never 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -63,10 +64,13 @@ class Maps:
         return scores.softmax(-1)
 
     def visible(self, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Which keys a query may see: bool [G, rows, Nk], in any head. A mask of the model's own is read off its map."""
+        """Which keys a query may see: bool [G, rows, Nk], in any head.
+
+        A mask of the model's own is read off its map: see ``_hidden``.
+        """
         groups, _, queries, keys = self.shape
         if self.weights is not None:
-            return (self.weights[:, :, rows] > 0).any(1)
+            return ~self._hidden(self.weights)[:, rows]
         index = torch.arange(queries, device=self.query.device)[rows]
         seen = torch.ones(groups, len(index), keys, dtype=torch.bool, device=self.query.device)
         if self.mask is not None:
@@ -76,6 +80,20 @@ class Maps:
         if self.causal:
             seen &= torch.arange(keys, device=seen.device) <= index[:, None]
         return seen
+
+    def _hidden(self, weights: Tensor) -> Tensor:
+        """Keys that a map hides, bool [G, Nq, Nk]: of weight 0 for every query, or above the diagonal where all of that is 0, or of weight 0
+        though the score is too near to the largest to vanish in the map's precision (a soft maximum may round to 0)."""
+        query = self.query.to(self.dtype)
+        scores = query @ _per_head(self.key, query).transpose(-1, -2) * query.shape[-1] ** -0.5
+        precision = torch.finfo(weights.dtype)
+        near = scores.amax(-1, keepdim=True) - scores < -0.9 * math.log(precision.tiny * precision.eps)
+        zero = (weights == 0).all(1)
+        hidden: Tensor = ((weights == 0) & near).any(1) | zero.all(1, keepdim=True)
+        if zero.shape[1] == zero.shape[2]:
+            above = torch.ones(zero.shape[1:], dtype=torch.bool, device=zero.device).triu(1)
+            hidden = hidden | (above & zero[:, above].all(1)[:, None, None])
+        return hidden
 
     def gradient(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """dA [G, H, rows, Nk] = dO v^T."""

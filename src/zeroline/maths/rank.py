@@ -19,11 +19,13 @@ def ranks(values: Tensor) -> Tensor:
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's rho along the last dimension: Pearson's correlation of the ranks, in -1..1; NaN where one side is constant.
+    """Spearman's rho along the last dimension: Pearson's correlation of the ranks, in -1..1; NaN where one side is constant or holds NaN.
 
     >>> float(spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0, 100.0])))
     1.0
     """
+    unknown = a.isnan().any(-1) | b.isnan().any(-1)
     x, y = (ranks(side) for side in (a, b))
     x, y = (side - side.mean(-1, keepdim=True) for side in (x, y))
-    return (x * y).sum(-1) / (x.square().sum(-1) * y.square().sum(-1)).sqrt()
+    rho = (x * y).sum(-1) / (x.square().sum(-1) * y.square().sum(-1)).sqrt()
+    return rho.masked_fill(unknown, torch.nan)

@@ -6,8 +6,9 @@ gives an ``Attribution`` or a ``Relevance``: what it substitutes it declares in 
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ from zeroline.maths.grids import as_map
 from zeroline.maths.rank import spearman
 from zeroline.measure.compare import IMPLIED
 from zeroline.measure.layers import lie_of
-from zeroline.methods import CAMS, METHODS, ROUTES
+from zeroline.methods import CAMS, METHODS, ROUTES, options_of
 from zeroline.model import identity
 from zeroline.model.ask import labels_of
 from zeroline.model.blocks import cam_site
@@ -113,6 +114,7 @@ def check_principles(
     name = method if isinstance(method, str) else str(getattr(method, "__name__", "a function"))
     explain, settings = _explainer(method, model, known, dataset, target, options)
     run = _Set(model, known, dataset, target, source, batch_size)
+    run.check_labels()
     first = known.rows(torch.tensor([0]))
     total, done = run.size * (1 + (len(stages(model, first)) if cascading else 0)), 0
 
@@ -141,7 +143,7 @@ def check_principles(
         label=dataset.labels,
         hit=original.hit,
         chance=original.chance,
-        unchanged=original.unchanged,
+        apart=original.apart,
         substitutes=original.substitutes,
         implied=implied,
         stages=tuple(found),
@@ -160,7 +162,7 @@ class _Explained:
     maps: Tensor
     hit: Tensor
     chance: Tensor
-    unchanged: bool
+    apart: float
     target: str
     source: str
     substitutes: tuple[str, ...]
@@ -177,6 +179,11 @@ class _Set:
     target: Target | None
     source: str | None
     batch_size: int
+
+    @property
+    def _precision(self) -> torch.dtype:
+        """What the model computes in."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
 
     @property
     def size(self) -> int:
@@ -196,23 +203,34 @@ class _Set:
             return None
         return torch.nn.functional.normalize(embedded(self.model, self.inputs.rows(torch.tensor([0])), self.data.captions, TEXT).double(), dim=1)
 
+    def check_labels(self) -> None:
+        """Raise for labels that are no answer."""
+        captions = self.captions()
+        low, high = int(self.data.labels.min()), int(self.data.labels.max())
+        if low < 0:
+            raise InputError(f"class {low} was given as a label; labels are 0 or more")
+        if captions is not None and high >= len(captions):
+            raise InputError(f"caption {high} was given as a label; there are {len(captions)}: 0 to {len(captions) - 1}")
+
     def explained(self, explain: Explain, count: Callable[[int], None], *, check: bool = False) -> _Explained:
-        """The method over the set; with ``check`` its first pass, its f(x) and the model after it are compared with the bare model."""
-        captions, parts, unchanged, first = self.captions(), [], True, None
+        """The method over the set; with ``check`` its passes, its f(x) and the model after it are compared with the bare model."""
+        captions, parts, apart, first = self.captions(), [], 0.0, None
         put: tuple[tuple[Substitution, ...], ...] = ()
         for rows in self.batches():
             inputs = self.inputs.rows(rows)
             bare = self._bare(inputs)
-            with _first_output(self.model) as seen, warnings.catch_warnings():
+            with _nearest(self.model, bare) as passes, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of maps that are not exact enough: their error is in their records
                 record = explain(self.model, inputs.named, target=self.target_of(rows))
             score, answer, _ = self._read(bare[0], rows, captions)
             if check:
-                during = bool(seen) and any(_same(seen[0], one) for one in bare) and torch.equal(record.output.cpu(), score.cpu())
-                unchanged &= during and all(map(_same, bare, self._bare(inputs)))
-            maps, source = _map(self.model, inputs, record, self.source)
+                after = max(map(_apart, bare, self._bare(inputs)))
+                apart = max(
+                    apart, min(passes, default=math.inf), _apart(record.output.cpu(), score.cpu(), self._precision), math.inf if after else 0.0
+                )
+            maps, source, gridded = _map(self.model, inputs, record, self.source)
             first = first or (record, source)
-            if self.data.masks is None:
+            if self.data.masks is None or not gridded:
                 pointed = [torch.full((len(rows),), torch.nan, dtype=torch.float64)] * 2
             else:
                 pointed = [measured(maps, self.data.masks[rows]) for measured in (pointing, chance)]
@@ -224,7 +242,7 @@ class _Set:
         assert first is not None
         score, evidence, answer, maps, hit, odds = (torch.cat(each).cpu() for each in zip(*parts))
         record, source = first
-        return _Explained(score, evidence, answer, maps, hit, odds, unchanged, record.target[0], source, record.substitutes, put)
+        return _Explained(score, evidence, answer, maps, hit, odds, apart, record.target[0], source, record.substitutes, put)
 
     def implied(self, original: _Explained) -> dict[str, Implied]:
         """The implied model over the set, with its weights put in place in each way."""
@@ -272,6 +290,9 @@ def _explainer(
         raise UsageError(f"{method} gives no map of the sources; possible: {', '.join(n for n in (*METHODS, *ROUTES) if n not in WITHOUT)}")
     if method not in METHODS and method not in ROUTES:
         raise NotFoundError.among("method", method, (*METHODS, *ROUTES), "see `zeroline methods`")
+    for name in options:
+        if name not in options_of(method):
+            raise NotFoundError.among(f"option of {method}", name, options_of(method))
     given = dict(options)
     if method in METHODS:
         given.setdefault("baseline", zeros() if method in IMPLIED else black())
@@ -287,46 +308,56 @@ def _explainer(
     return explain, {k: getattr(v, "name", None) or str(v) for k, v in given.items()}
 
 
-def _map(model: nn.Module, inputs: Inputs, record: Any, source: str | None) -> tuple[Tensor, str]:
-    """The map that is looked at, float64 [batch, rows, columns] (one row of tokens where they lie on no grid), and what it is over."""
+def _map(model: nn.Module, inputs: Inputs, record: Any, source: str | None) -> tuple[Tensor, str, bool]:
+    """The map that is looked at, float64 [batch, rows, columns] (one row where it lies on no grid of a picture), what it is over, and whether
+    it does lie on one."""
     if isinstance(record, Relevance):
         gridded = [name for name, tokens in record.tokens.items() if tokens.grid]
         name = source or (gridded[0] if len(gridded) == 1 else next(iter(record.by_source)))
-        values = record.grid(name) if record.tokens[name].grid else record.of(name)[:, None]
-        return values.double().cpu(), name
+        values, on_grid = record.of(name), record.tokens[name].grid is not None
+        return (record.grid(name) if on_grid else values[:, None]).double().cpu(), name, on_grid
     if not isinstance(record, Attribution):
         raise UsageError(f"the method gave {type(record).__name__}; it must give an Attribution or a Relevance")
+    if source is not None and source not in record.parts:
+        raise NotFoundError.among("part of the values", source, record.parts)
     values = next(iter(record.parts.values())) if source is None else record.parts[source]
     lie = lie_of(model, inputs, record, None, None)
+    if record.site.startswith("attention:") or values.ndim not in (3, 4):
+        return values.double().flatten(1)[:, None].cpu(), record.site, False
     if values.ndim == 3 and lie.grid is None:
-        return values.double().sum(-1)[:, None].cpu(), record.site
-    if values.ndim not in (3, 4):
-        return values.double().flatten(1)[:, None].cpu(), record.site
-    return as_map(values.double(), lie.grid, lie.prefix).cpu(), record.site
+        return values.double().sum(-1)[:, None].cpu(), record.site, False
+    return as_map(values.double(), lie.grid, lie.prefix).cpu(), record.site, True
 
 
 @contextmanager
-def _first_output(model: nn.Module) -> Iterator[list[Any]]:
-    """Keeps the output of the first forward pass of the model inside the block."""
-    seen: list[Any] = []
+def _nearest(model: nn.Module, bare: Sequence[Any]) -> Iterator[list[float]]:
+    """How far each forward pass of the model inside the block is from the nearer of its bare outputs."""
+    found: list[float] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
-        if not seen:
-            seen.append(output)
+        found.append(min(_apart(output, one) for one in bare))
 
     hook = model.register_forward_hook(keep)
     try:
-        yield seen
+        yield found
     finally:
         hook.remove()
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Are two outputs the same, bit for bit?"""
+def _apart(a: Any, b: Any, precision: torch.dtype | None = None) -> float:
+    """0 where two outputs are the same bit for bit; else how far apart, over the largest value and in units of the precision's rounding."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a.detach(), b.detach())
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape):
+            return math.inf
+        one, two = a.detach(), b.detach()
+        if torch.equal(one, two):
+            return 0.0
+        if not one.is_floating_point() or not bool(one.isfinite().all()):
+            return math.inf
+        size = float(two.double().abs().max()) or 1.0
+        return float((one.double() - two.double()).abs().max()) / size / torch.finfo(precision or one.dtype).eps
     if isinstance(a, Mapping):
-        return isinstance(b, Mapping) and a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        return max((_apart(a[key], b[key]) for key in a), default=0.0) if isinstance(b, Mapping) and a.keys() == b.keys() else math.inf
     if isinstance(a, (tuple, list)):
-        return isinstance(b, (tuple, list)) and len(a) == len(b) and all(map(_same, a, b))
-    return True
+        return max(map(_apart, a, b), default=0.0) if isinstance(b, (tuple, list)) and len(a) == len(b) else math.inf
+    return 0.0

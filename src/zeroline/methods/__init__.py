@@ -43,6 +43,20 @@ def method_named(name: str) -> Callable[..., Attribution]:
     return METHODS[name]
 
 
+def options_of(name: str) -> tuple[str, ...]:
+    """The options of a method or route of its own, those that it passes on included."""
+    passed_on: dict[str, tuple[Callable[..., Any], frozenset[str]]] = {
+        "rollout": (attention_relevance, frozenset({"correction"})),
+        "integrated_attention": (integrated_gradients, frozenset({"site"})),
+    }
+    function = METHODS.get(name) or ROUTES[name]
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    if name in passed_on:
+        further, but = passed_on[name]
+        known += [p for p in inspect.signature(further).parameters if p not in but]
+    return tuple(dict.fromkeys(p for p in known if p not in ("model", "inputs", "target")))
+
+
 def require_options(method: str, options: Iterable[str]) -> None:
     """Raise where there is no such method, or it does not take an option."""
     possible = [p for p in inspect.signature(method_named(method)).parameters if p not in ("model", "inputs", "target", "site", "baseline")]

@@ -23,7 +23,9 @@ from zeroline.model import identity
 from zeroline.model.ask import labels_of
 from zeroline.model.backward import output_gradients
 from zeroline.model.capture import Seen
-from zeroline.model.maps import name_of, one_head
+from zeroline.model.inputs import Inputs
+from zeroline.model.links import Link, State
+from zeroline.model.maps import name_of, one_head, prescaled
 from zeroline.model.output_projections import Projections, projected
 from zeroline.model.question import checked
 from zeroline.model.readout import finals
@@ -111,8 +113,10 @@ def explained(
     known = target_of(model, inputs, similarity() if target is None else target)
     changed = _one_head_calls(model, inputs, known, options.layers) if options.heads == "one" else frozenset()
 
+    batch = Inputs.of(model, inputs).batch
+
     def replaced(seen: Seen, output: Tensor) -> Tensor:
-        return one_head(seen, len(seen.output.tensor)) if (seen.path, seen.index) in changed else output
+        return one_head(seen, batch) if (seen.path, seen.index) in changed else output
 
     projections = Projections() if options.similarity == "projected" else nullcontext()
     with projections, followed(model, inputs, replaced if changed else None) as pass_:
@@ -131,7 +135,7 @@ def explained(
         by_source, per_call = _by_stream(pass_, rows, sums, options.relu)
         names = {at.call: name_of(pass_.graph.calls[at.call]) for at in rows}
         said = [f"attention of {names[at.call]} at {_which(at)} by {substitutes}" for at in rows] if substitutes else []
-        put = [Substitution(names[at.call], at.group, at.row, found[at.call].loose.cpu()) for at in rows] if substitutes else []
+        put = [Substitution(names[at.call], at.group, at.row, found[at.call].loose.cpu(), _windows(pass_, at)) for at in rows] if substitutes else []
         said += [f"the heads of {path} as one, for the gradient" for path, _ in sorted(changed)]
         return Relevance(
             by_source=by_source,
@@ -161,7 +165,9 @@ def read_rows(graph: Graph, value: Tensor, layers: int) -> list[Rows]:
     for final in finals(graph, graph.target(value)):
         state = graph.states[final.call]["query"]
         keys = set(graph.names(graph.states[final.call]["key"]))
-        earlier = [c for c in sorted(state.from_calls, reverse=True) if set(graph.names(graph.states[c]["key"])) == keys]
+        carried_on = {call: _origin(state, link, final.rows) for call, link in state.from_calls.items()}
+        same = [c for c, rows in carried_on.items() if bool((rows >= 0).any()) and set(graph.names(graph.states[c]["key"])) == keys]
+        earlier = sorted(same, reverse=True)
         if len(earlier) < layers - 1:
             name = name_of(graph.calls[final.call])
             raise UsageError(
@@ -169,11 +175,27 @@ def read_rows(graph: Graph, value: Tensor, layers: int) -> list[Rows]:
             )
         found.append(_rows(graph, final.call, final.ids, final.rows))
         for call in earlier[: layers - 1]:
-            link = state.from_calls[call]
-            origin = torch.full((state.size,), -1).index_copy_(0, link.ids, link.rows)
-            carried_on = origin[final.rows] >= 0
-            found.append(_rows(graph, call, final.ids[carried_on], origin[final.rows[carried_on]]))
-    return found
+            there = carried_on[call] >= 0
+            found.append(_rows(graph, call, final.ids[there], carried_on[call][there]))
+    return _once(found)
+
+
+def _origin(state: State, link: Link, rows: Tensor) -> Tensor:
+    """The row of an earlier call that the residual carries on to each of ``rows``; -1 where none does."""
+    return torch.full((state.size,), -1).index_copy_(0, link.ids, link.rows)[rows]
+
+
+def _once(found: list[Rows]) -> list[Rows]:
+    """One ``Rows`` per call: where two last attentions share the layer before, it is read at the rows of both."""
+    merged: dict[int, Rows] = {}
+    for at in found:
+        known = merged.get(at.call)
+        if known is None:
+            merged[at.call] = at
+            continue
+        both = torch.cat([torch.stack([one.sample, one.group, one.row]) for one in (known, at)], 1)
+        merged[at.call] = Rows(at.call, *torch.unique(both, dim=1))
+    return list(merged.values())
 
 
 def _rows(graph: Graph, call: int, sample: Tensor, row: Tensor) -> Rows:
@@ -219,7 +241,7 @@ def _read(pass_: Followed, at: Rows, maps: Maps, options: Options, projections: 
         if projections is not None:
             seen = pass_.graph.calls[at.call]
             weight, bias = projections.of(_output(pass_, at.call), name_of(seen))
-            alike = projected(maps, weight, bias)
+            alike = projected(maps, prescaled(seen, maps.query.shape[-1]), weight, bias)
         over = shown if options.scale_over == "shown" else ~_learned(pass_.graph, at.call)[at.group].to(device)
         loose = loosened(alike[0][group, row], alike[1][group], over)
     shown_value = merged(maps.value)[group]
@@ -293,6 +315,11 @@ def _by_stream(pass_: Followed, rows: list[Rows], sums: Mapping[int, Tensor], re
         total[name] = (whole.clamp(min=0) if relu == "sum" else whole).view(stream.batch, stream.tokens).to(device, dtype)
         each[name] = calls.view(len(calls), stream.batch, stream.tokens).to(device, dtype)
     return total, each
+
+
+def _windows(pass_: Followed, at: Rows) -> int:
+    """Groups (windows) of a call's queries per sample."""
+    return max(1, pass_.graph.states[at.call]["query"].layout.groups // pass_.inputs.batch)
 
 
 def _which(at: Rows) -> str:

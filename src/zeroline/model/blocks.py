@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zeroline.errors import SiteError
 from zeroline.model.inputs import Inputs
 from zeroline.model.listing import observed
+from zeroline.model.positions import positions_of
 from zeroline.model.surgery import capture
 from zeroline.target import TargetLike
 
@@ -55,12 +56,19 @@ def default_sites(model: nn.Module, inputs: Any) -> list[str]:
 def cam_site(model: nn.Module, inputs: Any, target: TargetLike) -> str:
     """The last block with positions at which more than one position has a gradient; a forward and backward pass per block tried.
 
-    At the last block of a Transformer that is read at its class token, only that token has one: a map there would be empty.
+    At the last block of a Transformer that is read at its class token, only that token has one: a map there would be empty. Where the
+    model reads a picture, blocks whose positions lie on its grid go first.
     """
+    known, last = Inputs.of(model, inputs), None
+    picture = any(t.ndim == 4 for t in known.floating().values())
     for site in reversed(blocks_of(model, inputs)):
         gradient = next(iter(capture(model, inputs, site, target=target).gradients.values()))
         if gradient.ndim in (3, 4) and _felt(gradient) > 1:
-            return site
+            if not picture or positions_of(model, known, gradient).grid is not None:
+                return site
+            last = last or site
+    if last is not None:
+        return last
     raise SiteError("no block of this model has positions with a gradient; name a site with a grid: see `zeroline sites MODEL`")
 
 

@@ -5,13 +5,14 @@ Holds ``DualEncoder``, whose forward pass calls the two as they are and gives th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zeroline.errors import InputError
+from zeroline.errors import InputError, UsageError
 
 Encoder = Callable[..., Any]
 
@@ -36,7 +37,16 @@ class DualEncoder(nn.Module):
         self._image, self._text = ((image,), (text,))  # in tuples: a module among them is registered once, in towers
         if logit_scale is not None:
             self.register_buffer("logit_scale", torch.as_tensor(logit_scale).detach().clone())
-        self.train(any(module.training for module in self.towers))
+        self.training = any(module.training for module in self.towers)  # of the pair alone: the towers keep their own mode
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DualEncoder:
+        """A copy with towers of its own. Functions cannot be copied with the modules that they call: UsageError."""
+        if any(_owner(encoder) is None for (encoder,) in (self._image, self._text)):
+            raise UsageError("a pair of functions cannot be copied (to shuffle its weights, say); make it of modules or of their bound methods")
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return copied
 
     def forward(self, image: Any = None, text: Any = None, attention_mask: Any = None) -> dict[str, Tensor]:
         found = {}

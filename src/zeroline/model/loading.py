@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zeroline.errors import LoadError, NotFoundError
+from zeroline.errors import LoadError, NotFoundError, UsageError
 from zeroline.model.words import tokens
 
 # families that are trained on texts brought to full length, by ``config.model_type``
@@ -126,11 +126,15 @@ def from_hub(name: str, *, trust_remote_code: bool = False) -> Loaded:
         options = {"trust_remote_code": trust_remote_code}
         kinds = AutoConfig.from_pretrained(name, **options).architectures or ()
         kind = AutoModelForObjectDetection if any("ObjectDetection" in known for known in kinds) else AutoModelForImageClassification
-        model = kind.from_pretrained(name, weights_only=True, **options).eval()
+        model, info = kind.from_pretrained(name, weights_only=True, output_loading_info=True, **options)
         processor = AutoImageProcessor.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as problem:
         raise LoadError(f"cannot load {name!r} as an image classifier or detector: {_reason(problem)}") from problem
+    if missing := sorted(info["missing_keys"]):
+        what = f"{name!r} ({', '.join(kinds) or 'no architecture named'}) has no trained weights for {', '.join(missing[:3])}"
+        raise UsageError(f"{what}: it is no image classifier; a model that compares an image with a text takes --text")
     labels = {str(label): int(index) for index, label in model.config.id2label.items()}
+    model.eval()
     return Loaded(name, model, lambda image: dict(processor(images=image, return_tensors="pt")), labels)
 
 

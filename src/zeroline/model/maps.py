@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zeroline.errors import TraceError
 from zeroline.maths.attention import Maps
-from zeroline.model.capture import Operand, Seen
+from zeroline.model.capture import MULTIHEAD, Operand, Seen
 
 
 def name_of(seen: Seen) -> str:
@@ -61,13 +61,18 @@ def with_rows(seen: Seen, output: Tensor, group: Tensor, row: Tensor, weights: T
 
 def one_head(seen: Seen, batch: int) -> Tensor:
     """The output that the call would give with its heads taken as one: softmax(q k^T / sqrt(all channels) + mask) v."""
-    parts = (four(operand, batch, graph=True) for operand in (seen.query, seen.key, seen.value))
-    heads = heads_of(seen.query, batch)
+    query, key, value = (four(operand, batch, graph=True) for operand in (seen.query, seen.key, seen.value))
+    parts, heads = (query * prescaled(seen, query.shape[-1]), key, value), heads_of(seen.query, batch)
     query, key, value = (_per_head(part, heads).transpose(1, 2).flatten(2)[:, None] for part in parts)
     hidden = ~maps_of(seen, batch).visible()[:, None]
     scores = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).masked_fill(hidden, -torch.inf)
     output = (scores.softmax(-1) @ value)[:, 0]
     return laid_out(seen, output.unflatten(-1, (heads, -1)).transpose(1, 2))
+
+
+def prescaled(seen: Seen, width: int) -> float:
+    """What undoes the scaling of queries before the product: ``nn.MultiheadAttention`` that gives weights divides them by sqrt(width)."""
+    return width**0.5 if seen.how == MULTIHEAD and seen.scale is None else 1.0
 
 
 def laid_out(seen: Seen, output: Tensor) -> Tensor:

@@ -42,10 +42,11 @@ class Projections(TorchFunctionMode):
         raise TraceError(f"no linear layer takes the output of {name} as it is; similarity='projected' needs one")
 
 
-def projected(maps: Maps, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Queries [groups, queries, channels] and keys [groups, keys, channels] sent through an output projection, as if they were outputs."""
+def projected(maps: Maps, factor: float, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Queries (times ``factor``) [groups, queries, channels] and keys [groups, keys, channels] sent through an output projection, as if
+    they were outputs."""
 
     def through(part: Tensor) -> Tensor:
         return torch.nn.functional.linear(part.transpose(1, 2).flatten(2), weight, bias)
 
-    return through(maps.query), through(maps.key)
+    return through(maps.query * factor), through(maps.key)

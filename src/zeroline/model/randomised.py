@@ -54,7 +54,7 @@ def stages(model: nn.Module, inputs: Any) -> list[tuple[str, list[str]]]:
             entries, entry = block
             found[_stage(len(entries) - entries.index(entry))].append(name)
         else:
-            found[STEM if _before(name, stacks, order) else HEAD].append(name)
+            found[STEM if _before(name, model.get_submodule(name), stacks, order) else HEAD].append(name)
     return [(stage, modules) for stage, modules in found.items() if modules]
 
 
@@ -62,11 +62,16 @@ def _stage(number: int) -> str:
     return "last block" if number == 1 else f"block {number} from the end"
 
 
-def _before(name: str, stacks: dict[str, list[str]], order: dict[str, int]) -> bool:
-    """Does a module outside the blocks finish before the first block of the stack that it is named with?"""
+def _before(name: str, module: nn.Module, stacks: dict[str, list[str]], order: dict[str, int]) -> bool:
+    """Does a module outside the blocks finish before the first block of the stack that it is named with?
+
+    Of those that are named with none of several stacks (what stands beside two towers), embeddings are taken for stem, the rest for head.
+    """
     near = max((_common(name, stack) for stack in stacks), default=0)
     own = [entries[0] for stack, entries in stacks.items() if _common(name, stack) == near]
-    return bool(own) and all(order.get(name, len(order)) < order.get(first, len(order)) for first in own)
+    if len(own) > 1:
+        return isinstance(module, nn.Embedding)
+    return bool(own) and order.get(name, len(order)) < order.get(own[0], len(order))
 
 
 def _common(a: str, b: str) -> int:

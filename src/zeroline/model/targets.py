@@ -33,11 +33,12 @@ def embedded(model: nn.Module, inputs: Any, given: Other, side: str) -> Tensor:
     """Embeddings [rows, dim] that the model gives for a text (or image) of its own inputs; the other side stays as it is."""
     with untouched(model), torch.no_grad():
         wanted = Inputs.of(model, inputs)
-        values = given if isinstance(given, Mapping) else {_id_input(wanted): given}
+        values: dict[str, Tensor] = dict(given) if isinstance(given, Mapping) else {} if given is None else {_id_input(wanted): given}
         possible = {**dict(wanted.named), **inspect.signature(model.forward).parameters}
         unknown = sorted(name for name in values if name not in possible)
         if unknown:
             raise InputError(f"{', '.join(unknown)} was given to be embedded; the model's inputs are {', '.join(wanted.named)}")
+        values = {**_unmasked(wanted, values), **values}
         try:
             output = wanted.with_values(values).call(model)
         except (RuntimeError, ValueError, LookupError) as problem:
@@ -47,6 +48,16 @@ def embedded(model: nn.Module, inputs: Any, given: Other, side: str) -> Tensor:
     if found is None:
         raise TargetError(f"the model gave no {side} embedding for {', '.join(values)}")
     return found.detach()
+
+
+def _unmasked(inputs: Inputs, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks of the sample's own ids, all open for other ids that come without one."""
+    found = {}
+    for name in (n for n in values if n in inputs.tensors and not values[n].is_floating_point()):
+        for mask, tensor in inputs.tensors.items():
+            if mask.endswith("mask") and mask not in values and tensor.shape == inputs.tensors[name].shape:
+                found[mask] = torch.ones_like(values[name], dtype=tensor.dtype)
+    return found
 
 
 def _second(target: SimilarityTarget) -> str:

@@ -137,7 +137,10 @@ def _left_out(one: Attribution, view: View) -> str:
 def save(drawn: Any, path: str | Path) -> None:
     """Write a PNG to a temporary name, then rename."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
 
+    for text in drawn.findobj(Text):
+        text.set_parse_math(False)  # a dollar in a user's words is a dollar
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
     try:

@@ -166,7 +166,7 @@ def preprocess(name: str, image: Image | None = None, text: str | Sequence[str] 
     entry = _entry(name)
     if text is not None and entry.tokenizer is None:
         raise UsageError(f"zoo model {name!r} reads no text")
-    if text is None and image is None:
+    if not text and text != "" and image is None:
         raise InputError(f"neither an image nor a text was given; {name!r} reads {' and '.join(entry.reads)}")
     texts = [text] if isinstance(text, str) else list(text or ())
     inputs = dict(tokens(tokenizer(name), texts, pad=pad)) if texts else {}
