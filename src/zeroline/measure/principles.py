@@ -222,13 +222,13 @@ class _Set:
             with _nearest(self.model, bare) as passes, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of maps that are not exact enough: their error is in their records
                 record = explain(self.model, inputs.named, target=self.target_of(rows))
+            maps, source, gridded = _map(self.model, inputs, record, self.source)
             score, answer, _ = self._read(bare[0], rows, captions)
             if check:
                 after = max(map(_apart, bare, self._bare(inputs)))
                 apart = max(
                     apart, min(passes, default=math.inf), _apart(record.output.cpu(), score.cpu(), self._precision), math.inf if after else 0.0
                 )
-            maps, source, gridded = _map(self.model, inputs, record, self.source)
             first = first or (record, source)
             if self.data.masks is None or not gridded:
                 pointed = [torch.full((len(rows),), torch.nan, dtype=torch.float64)] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from itertools import cycle
 from typing import Any
 
 from zeroline.principles import Principles
@@ -78,7 +79,7 @@ def _folded(name: str) -> str:
 
 def _shuffled(axis: Any, reports: Mapping[str, Principles]) -> None:
     """Likeness of the maps with the original's as weights are shuffled, and the accuracy that is left."""
-    for (name, report), colour, mark in zip(reports.items(), LINES, MARKS):
+    for (name, report), colour, mark in zip(reports.items(), cycle(LINES), cycle((*MARKS, None))):
         axis.plot([float(stage.alike.nanmean()) for stage in report.stages], color=colour, marker=mark, markersize=4, label=name)
     first = next(iter(reports.values()))
     if first.stages:

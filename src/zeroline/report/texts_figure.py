@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zeroline.report.figure import Picture
@@ -40,7 +41,7 @@ def figure(panels: Mapping[str, Panel], picture: Picture, title: str) -> Any:
     photograph(axes[0], picture, "image")
     for axis, (label, panel) in zip(axes[1:], panels.items()):
         axis.axis("on")
-        over(axis, picture, panel.heat, label, panel.below)
-    for row, (_, source) in zip(rows[1:], said):
-        draw_words(row, source)
+        over(axis, picture, panel.heat, textwrap.fill(label, 34), panel.below)
+    for row, (label, source) in zip(rows[1:], said):
+        draw_words(row, replace(source, title=f"{label}: {source.title}"))
     return drawn
