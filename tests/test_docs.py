@@ -50,7 +50,7 @@ def _run(arguments):
         assert not ended.code, ended.code
 
 
-@pytest.mark.parametrize("name", ["attention", "baselines", "clip"])
+@pytest.mark.parametrize("name", ["attention", "baselines", "clip", "guidance"])
 def test_pages_print_what_they_show(name):
     """The Python blocks of a page, run one after the other, print its text blocks."""
     page = (ROOT / f"docs/{name}.md").read_text()
