@@ -222,6 +222,18 @@ def test_images_of_a_file_are_classified_by_names_or_numbers(capsys, folder, und
     assert found.target == "logit of the label"
 
 
+def test_class_names_are_read_in_any_case(capsys, folder, undrawn):
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+    config = ViTConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+    config.id2label = {0: "Cat", 1: "Dog"}
+    ViTForImageClassification(config).save_pretrained(folder / "model")
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder / "model")
+    rows = [["0.png", "Dog"], ["1.png", "cat"], ["2.png", "DOG"]]
+    found = measured(capsys, folder, written(folder, rows, ("image", "label")), "--model", folder / "model", method="rollout")
+    assert found.label.tolist() == [1, 0, 1]
+
+
 def test_count_takes_the_first_rows(capsys, folder, undrawn, chosen):
     rows = [[f"{i}.png", sample.caption] for i, sample in enumerate(chosen)]
     found = measured(capsys, folder, written(folder, rows, ("image", "label")), "--count", "2")

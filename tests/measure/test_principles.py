@@ -11,8 +11,8 @@ import torch
 from scipy.stats import spearmanr
 
 import zeroline as zl
-from zeroline import zoo
-from zeroline.errors import InputError, LoadError, ModelStateError, NotFoundError, TargetError, UsageError, ZerolineError
+from zeroline import records, zoo
+from zeroline.errors import InputError, LoadError, ModelStateError, NotFoundError, TargetError, UsageError
 from zeroline.model.randomised import cascade, stages
 from zeroline.principles import AGREES, FEW, FOLLOWS, ROUNDING, SAME, UNCHANGED, Implied, Principles, Stage
 from zeroline.zoo.digits_clip import CAPTIONS
@@ -27,7 +27,7 @@ def clip():
 
 
 def captioned(count, wrong=()):
-    """Pairs of digits-clip among its 100 captions; the wrong ones get the next caption, as text and as label."""
+    """Pairs of digits-clip among its captions; the wrong ones get the next caption, as text and as label."""
     chosen = zoo.test_set("digits-clip")[:count]
     labels = torch.tensor([CAPTIONS.index(sample.caption) for sample in chosen])
     for i in wrong:
@@ -461,6 +461,20 @@ def test_a_record_from_before_is_no_explanation_of_this_model(digits_vit, few):
     assert found.unchanged is False
 
 
+def test_outputs_that_are_no_numbers_are_not_the_models(digits_vit, few):
+    data = few["digits-vit"]
+    record = honest(digits_vit, data.inputs, zl.logit(data.labels.tolist()))
+
+    def method(model, inputs, target):
+        hook = scaling(model.classifier, torch.nan)
+        with torch.no_grad():
+            model(**inputs)
+        hook.remove()
+        return record
+
+    assert zl.check_principles(method, digits_vit, data, cascading=False).unchanged is False
+
+
 @pytest.mark.parametrize("side", ["text", "against"])
 def test_another_text_to_compare_with_changes_no_outputs(clip, few, side):
     other = zl.similarity(**{side: zoo.preprocess("digits-clip", text="a red one", pad=True)})
@@ -481,6 +495,20 @@ def test_a_target_of_ones_own_is_explained_and_scored(clip, few):
     assert found.target == "similarity logit of the image with its own text"
     assert found.accuracy == 1
     assert found.unchanged is True
+
+
+def test_one_class_may_be_explained_of_all_examples(digits_vit, images):
+    found = zl.check_principles("rollout", digits_vit, images, cascading=False, target=zl.logit(3))
+    with torch.no_grad():
+        logits = digits_vit(**images.inputs).logits
+    assert torch.allclose(found.score, logits[:, 3].double(), atol=1e-5)
+    assert torch.equal(found.answer, logits.argmax(1))
+    assert found.target == "logit of three"
+
+
+def test_maps_that_are_not_exact_enough_are_measured_without_a_warning(digits_vit, few):
+    options = {"max_evaluations": 7, "tolerance": 1e-6}
+    assert zl.check_principles("integrated_gradients", digits_vit, few["digits-vit"], cascading=False, **options).unchanged is True
 
 
 @pytest.mark.parametrize(
@@ -639,6 +667,10 @@ def test_other_files_are_refused(digits_vit, few, tmp_path):
     zl.grad_eclip(digits_vit, few["digits-vit"].inputs, target=0).save(tmp_path / "r.safetensors")
     with pytest.raises(LoadError, match="is relevance of format 2; this reads principles of format 1"):
         Principles.load(tmp_path / "r.safetensors")
+    found = made()
+    records.write(tmp_path / "n.safetensors", {"score": found.score}, {**found.to_dict(), "format": 99})
+    with pytest.raises(LoadError, match="is principles of format 99; this reads principles of format 1"):
+        Principles.load(tmp_path / "n.safetensors")
     (tmp_path / "text.safetensors").write_text("no record")
     with pytest.raises(LoadError, match="is not a principles report"):
         Principles.load(tmp_path / "text.safetensors")
@@ -691,8 +723,12 @@ def test_sets_that_do_not_fit_the_model_are_refused(digits_vit, few, changed, er
 
 def test_a_label_beyond_the_captions_is_refused(clip, few):
     data = few["digits-clip"]
-    with pytest.raises(ZerolineError):
-        zl.check_principles("rollout", clip, zl.LabelledSet(data.inputs, data.labels + 100, data.captions), cascading=False)
+    last = data.labels.clone()
+    last[1] = len(CAPTIONS)
+    with pytest.raises(InputError, match="caption 60 was given as a label; there are 60: 0 to 59"):
+        zl.check_principles("rollout", clip, zl.LabelledSet(data.inputs, last, data.captions), cascading=False)
+    last[1] = len(CAPTIONS) - 1
+    assert zl.check_principles("rollout", clip, zl.LabelledSet(data.inputs, last, data.captions), cascading=False).accuracy == 0.75
 
 
 @pytest.mark.parametrize(

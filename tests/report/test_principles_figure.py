@@ -115,12 +115,15 @@ def test_maps_that_are_constant_are_left_out_of_the_mean(two):
 
 
 def test_the_verdicts_stand_below_in_words(two):
+    base = two["grad_eclip"]
+    two["third"] = made(wrong=10, hit=hits(base, 9, 2), substitutes=("attention",))
     words = said(principles_figure.figure(two))
-    first, second = two.values()
+    first, second, third = two.values()
     assert words == " ".join(
         [
             f"grad_eclip: principle 1 does not hold; principle 2 does not hold: {first.performance()[1]}",
             f"attention_eclip(weights=attention): principle 1 holds; principle 2 holds: {second.performance()[1]}",
+            f"third: principle 1 does not hold; principle 2 holds: {third.performance()[1]}",
         ]
     )
 
