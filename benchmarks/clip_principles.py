@@ -10,8 +10,6 @@ minutes on one core (``--pairs 40 --search 200`` for a look).
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor
 
 import zeroline as zl
+from attention import cpu_seconds
 from zeroline import zoo
 from zeroline.maths.evidence import chance, inside, pointing
 from zeroline.maths.grids import as_map
@@ -136,15 +135,8 @@ def cost(model: Any, data: zl.LabelledSet, rounds: int = 5) -> dict[str, float]:
         torch.autograd.grad(torch.cosine_similarity(output.image_embeds, output.text_embeds).sum(), x)
 
     sides: dict[str, Callable[[], Any]] = {"bare": bare, **{name: partial(way, model, inputs, zl.similarity()) for name, way in ways().items()}}
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, side in sides.items():
-            started = time.process_time()
-            side()
-            if number:  # the first round warms up
-                times[name].append(time.process_time() - started)
-    one = statistics.median(times["bare"])
-    return {name: statistics.median(taken) / one for name, taken in times.items()}
+    took = cpu_seconds(sides, rounds)
+    return {name: seconds / took["bare"] for name, seconds in took.items()}
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

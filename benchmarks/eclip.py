@@ -9,8 +9,6 @@ in the published files), and takes one gradient. *Bare* is one forward pass of b
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 import zeroline as zl
+from attention import cpu_seconds
 
 THREADS = 2
 
@@ -66,17 +65,6 @@ def published(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return ((gradient[:, None] * value[:, 1:]).sum(-1) * (cosine - low) / (high - low)).relu()
 
 
-def measured(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, side in sides.items():
-            started = time.process_time()
-            side()
-            if number:  # the first round warms up
-                times[name].append(time.process_time() - started)
-    return {name: statistics.median(taken) for name, taken in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8])
@@ -95,7 +83,7 @@ def main() -> None:
             "grad": lambda x=inputs: zl.grad_eclip(model, x),
             "attention": lambda x=inputs: zl.attention_eclip(model, x),
         }
-        took = measured(sides, arguments.rounds)
+        took = cpu_seconds(sides, arguments.rounds)
         exact = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
         text = model.double().get_text_features(input_ids=exact["input_ids"]).pooler_output  # as published: of the model as it is
         ours, theirs = zl.grad_eclip(model, exact, target=zl.similarity(text=text), heads="one"), published(model, exact)

@@ -16,7 +16,7 @@ import zeroline as zl
 from zeroline import zoo
 from zeroline.guidance import AFTER, BEFORE
 from zeroline.maths.evidence import coverage, inside, pointing
-from zeroline.rewrite.guide import pixels_of
+from zeroline.model.pictures import pixels_of
 from zeroline.zoo.photo_digits import DIGITS, SIDE
 
 SEED = 20_261_211  # used nowhere else

@@ -12,8 +12,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from zeroline import records
 from zeroline.attribution import Attribution
 from zeroline.errors import LoadError, NotFoundError
@@ -67,12 +65,7 @@ class Comparison:
 
     def save(self, path: str | Path) -> None:
         """Write all members to one safetensors file (to a temporary name first, then renamed)."""
-        tensors: dict[str, Tensor] = {}
-        kept = []
-        for number, (label, one) in enumerate(self.members.items()):
-            found, record = one.packed()
-            tensors |= {f"{number}/{name}": tensor for name, tensor in found.items()}
-            kept.append({"label": label, "record": record})
+        tensors, kept = records.together(self.members)
         records.write(path, tensors, {**self.to_dict(), "members": kept})
 
     @classmethod
@@ -81,11 +74,7 @@ class Comparison:
         record, tensors = records.read(path, "a comparison")
         if record.get("kind") != KIND or record.get("format") != FORMAT:
             raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not a comparison of format {FORMAT}")
-        members = {}
-        for number, one in enumerate(record["members"]):
-            start = f"{number}/"
-            own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-            members[one["label"]] = Attribution.unpacked(own, one["record"], str(path))
+        members = {label: Attribution.unpacked(own, one, str(path)) for label, own, one in records.apart(tensors, record["members"])}
         lies = {label: Tokens(lie["prefix"], None if lie["grid"] is None else tuple(lie["grid"])) for label, lie in record["lies"].items()}
         return cls(members, lies, record["failures"])
 

@@ -81,12 +81,9 @@ class Corrections:
 
     def save(self, path: str | Path) -> None:
         """Write all members to one safetensors file (to a temporary name first, then renamed)."""
-        tensors: dict[str, Tensor] = {} if self.mask is None else {"mask": self.mask}
-        kept = []
-        for number, (label, one) in enumerate(self.members.items()):
-            found, record = one.packed()
-            tensors |= {f"{number}/{name}": tensor for name, tensor in found.items()}
-            kept.append({"label": label, "record": record})
+        tensors, kept = records.together(self.members)
+        if self.mask is not None:
+            tensors["mask"] = self.mask
         records.write(path, tensors, {**self.to_dict(), "members": kept})
 
     @classmethod
@@ -95,11 +92,7 @@ class Corrections:
         record, tensors = records.read(path, "corrections")
         if record.get("kind") != KIND or record.get("format") != FORMAT:
             raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
-        members = {}
-        for number, one in enumerate(record["members"]):
-            start = f"{number}/"
-            own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-            members[one["label"]] = Relevance.unpacked(own, one["record"], str(path))
+        members = {label: Relevance.unpacked(own, one, str(path)) for label, own, one in records.apart(tensors, record["members"])}
         return cls(members, record["stream"], tensors.get("mask"))
 
     def __repr__(self) -> str:

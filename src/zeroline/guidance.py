@@ -102,13 +102,8 @@ class Guidance:
 
     def save(self, path: str | Path) -> None:
         """Write pictures, relevance and record to one safetensors file (to a temporary name first, then renamed)."""
-        tensors: dict[str, Tensor] = {"where": self.where, **{f"picture/{when}": p for when, p in self.pictures.items()}}
-        kept: dict[str, dict[str, Any]] = {}
-        for target, each in self.members.items():
-            for when, one in each.items():
-                found, record = one.packed()
-                tensors |= {f"{target}/{when}/{name}": tensor for name, tensor in found.items()}
-                kept.setdefault(target, {})[when] = record
+        tensors, kept = records.together({f"{target}/{when}": one for target, each in self.members.items() for when, one in each.items()})
+        tensors |= {"where": self.where, **{f"picture/{when}": p for when, p in self.pictures.items()}}
         records.write(path, tensors, {**self.to_dict(), "members": kept})
 
     @classmethod
@@ -118,15 +113,13 @@ class Guidance:
         if record.get("kind") != KIND or record.get("format") != FORMAT:
             raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
 
-        def own(start: str) -> dict[str, Tensor]:
-            return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-
-        members = {
-            target: {when: Relevance.unpacked(own(f"{target}/{when}/"), one, str(path)) for when, one in each.items()}
-            for target, each in record["members"].items()
-        }
+        members: dict[str, dict[str, Relevance]] = {}
+        for label, own, one in records.apart(tensors, record["members"]):
+            target, when = label.split("/")
+            members.setdefault(target, {})[when] = Relevance.unpacked(own, one, str(path))
+        pictures = {name.removeprefix("picture/"): tensor for name, tensor in tensors.items() if name.startswith("picture/")}
         curves = {when: torch.tensor(curve, dtype=torch.float64) for when, curve in record["own"].items()}
-        return cls(members, own("picture/"), tensors["where"], record["probabilities"], curves, record["settings"])
+        return cls(members, pictures, tensors["where"], record["probabilities"], curves, record["settings"])
 
     def __repr__(self) -> str:
         return f"Guidance by a guest of {self.settings.get('guest')}\n{aligned([HEAD, *self.rows()])}"

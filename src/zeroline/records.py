@@ -6,9 +6,9 @@ What the tensors and the text mean is the records' own (``attribution``, ``relev
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +43,30 @@ def read(path: str | Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor]
         raise LoadError(f"no file {str(path)!r}") from None
     except (SafetensorError, KeyError, ValueError, OSError) as problem:
         raise LoadError(f"{str(path)!r} is not {what} that zeroline saved ({problem})") from None
+
+
+class Packs(Protocol):
+    """A record that says its tensors and JSON types."""
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+
+
+def together(members: Mapping[str, Packs]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Several records for one file: their tensors by number, and {"label", "record"} of each in order."""
+    tensors: dict[str, Tensor] = {}
+    kept = []
+    for number, (label, one) in enumerate(members.items()):
+        found, record = one.packed()
+        tensors |= {f"{number}/{name}": tensor for name, tensor in found.items()}
+        kept.append({"label": label, "record": record})
+    return tensors, kept
+
+
+def apart(tensors: Mapping[str, Tensor], kept: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Any]]]:
+    """Label, tensors and record of each of those that ``together`` joined."""
+    for number, one in enumerate(kept):
+        start = f"{number}/"
+        yield one["label"], {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}, one["record"]
 
 
 def _packed(tensor: Tensor) -> Tensor:

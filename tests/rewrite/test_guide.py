@@ -13,7 +13,7 @@ from zeroline.guidance import AFTER, BEFORE
 from zeroline.maths.compose import compose
 from zeroline.maths.evidence import inside
 from zeroline.model.loading import Loaded
-from zeroline.rewrite.guide import pixels_of
+from zeroline.model.pictures import pixels_of
 
 AT, SIZE = (2, 2), (24, 24)
 

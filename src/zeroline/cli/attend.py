@@ -13,7 +13,7 @@ from rich.text import Text
 
 from zeroline.cli import show
 from zeroline.cli.guides import read_guide
-from zeroline.cli.options import AsJson, Direction, Grid, Guide, ModelName, Prefix, TrustRemoteCode
+from zeroline.cli.options import AsJson, Calls, Direction, Grid, Guide, ModelName, Prefix, TrustRemoteCode
 from zeroline.cli.reading import grid_of
 from zeroline.cli.sources import image_only, load_sourced, open_image, sources_of, target_for
 from zeroline.methods import attention_relevance
@@ -28,7 +28,7 @@ def attend(
     model: ModelName = "zoo:digits-vit",
     target: Direction = "top",
     correction: Annotated[str, typer.Option(help="positive, absolute, negative, signed or none (rollout).")] = "positive",
-    calls: Annotated[str, typer.Option(help="all, numbers '0,3', or a name with *; see `zeroline trace MODEL`.")] = "all",
+    calls: Calls = "all",
     coverage: Annotated[str, typer.Option(help="complete or incomplete.")] = "complete",
     guide: Guide = None,
     rule: Annotated[str, typer.Option(help="graph or chefer-bimodal.")] = "graph",

@@ -1,4 +1,4 @@
-"""``zeroline.corrected``: every correction of the attention side by side."""
+"""``zeroline corrections``: every correction of the attention side by side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from zeroline.cli import show
 from zeroline.cli.guides import read_guide
-from zeroline.cli.options import AsJson, Direction, Grid, Guide, ImageFile, ModelName, Prefix, TrustRemoteCode
+from zeroline.cli.options import AsJson, BoxText, Calls, Direction, Grid, Guide, ImageFile, MaskFile, ModelName, Prefix, TrustRemoteCode
 from zeroline.cli.reading import grid_of
 from zeroline.cli.sources import image_only, load_sourced, open_image, open_mask, sources_of, target_for
 from zeroline.corrected import HEAD
@@ -26,10 +26,10 @@ def corrections(
     text: Annotated[str | None, typer.Option(help="The text, for models that read one.")] = None,
     model: ModelName = "zoo:digits-vit",
     target: Direction = "top",
-    calls: Annotated[str, typer.Option(help="all, numbers '0,3', or a name with *; see `zeroline trace MODEL`.")] = "all",
+    calls: Calls = "all",
     guide: Guide = None,
-    mask: Annotated[Path | None, typer.Option(help="Where the object is: an image of the same size, white inside.")] = None,
-    box: Annotated[str | None, typer.Option(help="Where the object is: LEFT,TOP,RIGHT,BOTTOM in pixels.")] = None,
+    mask: MaskFile = None,
+    box: BoxText = None,
     grid: Grid = None,
     prefix: Prefix = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, corrections.safetensors, record.json.")] = Path("out"),
@@ -46,7 +46,7 @@ def corrections(
     with show.results_folder(out):
         options = {"calls": show.calls_of(calls), "grid": shape, "prefix": prefix}
         found = by_correction(sourced.model, inputs, target=target_for(target, sourced), mask=where, guide=weights, **options)
-        seen = next((p for p in (show.picture_of(sourced.model, given) for given in inputs.values()) if p is not None), None)
+        seen = show.picture_among(sourced.model, inputs)
         if seen is None:
             raise InputError("the model's inputs hold no image")
         written = show.write(found, "corrections", out, corrections_figure.figure(found, seen))

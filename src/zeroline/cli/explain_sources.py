@@ -127,7 +127,7 @@ def _figure(sourced: Sourced, asked: Question, found: Mapping[str, tuple[Found, 
             return relevance_figure.figure(one, _sources(sourced, one, inputs))
     panels = {label: _panel(sourced, one, inputs) for label, (one, inputs) in found.items()}
     inputs = next(iter(found.values()))[1]
-    picture = next((p for p in (show.picture_of(sourced.model, given) for given in inputs.values()) if p is not None), None)
+    picture = show.picture_among(sourced.model, inputs)
     if picture is None:
         show.notes.print("no figure: the model's inputs hold no image")
         return None

@@ -16,10 +16,10 @@ from zeroline.cli.sources import load_model, open_image
 from zeroline.errors import NotFoundError, UsageError
 from zeroline.guidance import HEAD
 from zeroline.model.loading import Loaded
+from zeroline.model.pictures import pixels_of
 from zeroline.report import guidance_figure
 from zeroline.rewrite import Guest
 from zeroline.rewrite import guide as guided
-from zeroline.rewrite.guide import pixels_of
 from zeroline.target import whole_number
 
 

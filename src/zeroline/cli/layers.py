@@ -10,7 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from zeroline.cli import show
-from zeroline.cli.options import AsJson, BaselineText, Grid, ImageFile, MaxEvaluations, ModelName, Prefix, TargetText, Tolerance, TrustRemoteCode
+from zeroline.cli.options import (
+    AsJson,
+    BaselineText,
+    BoxText,
+    Grid,
+    ImageFile,
+    MaskFile,
+    MaxEvaluations,
+    ModelName,
+    Prefix,
+    TargetText,
+    Tolerance,
+    TrustRemoteCode,
+)
 from zeroline.cli.reading import grid_of, read_target
 from zeroline.cli.sources import load_model, open_image, open_mask, read_baseline, split
 from zeroline.errors import InputError
@@ -28,8 +41,8 @@ def layers(
     sites: Annotated[str | None, typer.Option(help="Sites, with commas; a name may hold *. Default: the input, then every block.")] = None,
     tolerance: Tolerance = None,
     max_evaluations: MaxEvaluations = None,
-    mask: Annotated[Path | None, typer.Option(help="Where the object is: an image of the same size, white inside.")] = None,
-    box: Annotated[str | None, typer.Option(help="Where the object is: LEFT,TOP,RIGHT,BOTTOM in pixels.")] = None,
+    mask: MaskFile = None,
+    box: BoxText = None,
     grid: Grid = None,
     prefix: Prefix = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, layers.safetensors, record.json.")] = Path("out"),

@@ -14,9 +14,9 @@ from zeroline.cli import show
 from zeroline.cli.labelled import labelled
 from zeroline.cli.options import AsJson, ModelName, TrustRemoteCode
 from zeroline.cli.sources import load_sourced, scheme_of, split
-from zeroline.errors import NotFoundError, UsageError
+from zeroline.errors import UsageError
 from zeroline.measure import check_principles
-from zeroline.methods import METHODS, ROUTES, options_of
+from zeroline.methods import METHODS, ROUTES, check_options
 from zeroline.principles import Principles
 from zeroline.report import figure, principles_figure
 
@@ -38,9 +38,8 @@ def principles(
     """Hold methods against two principles, on a labelled set: a table with a verdict in words for each, and a figure."""
     asked = {text: read_method(text) for text in method or DEFAULT}
     for name, options in asked.values():
-        for option in options if name in METHODS or name in ROUTES else ():
-            if option not in options_of(name):
-                raise NotFoundError.among(f"option of {name}", option, options_of(name))
+        if name in METHODS or name in ROUTES:
+            check_options(name, options)
     sourced = load_sourced(model, trust_remote_code=trust_remote_code)
     data = labelled(sourced, scheme_of(model), source, count)
     found: dict[str, Principles] = {}

@@ -172,6 +172,11 @@ def picture_of(model: Any, given: Any) -> figure.Picture | None:
     return None if image is None else _unnormalised(image, normalisation.of(model))
 
 
+def picture_among(model: Any, inputs: Mapping[str, Any]) -> figure.Picture | None:
+    """The first input that is a picture, back in [0, 1]."""
+    return next((found for found in (picture_of(model, given) for given in inputs.values()) if found is not None), None)
+
+
 def baseline_picture(loaded: Loaded, inputs: Any, baseline: Baseline | Distribution, site: str = "input:") -> figure.Picture | None:
     """The baseline as a picture, where it is one (features at a layer are not; of a distribution, the mean over its draws)."""
     if isinstance(baseline, Distribution):

@@ -14,6 +14,7 @@ from zeroline.baseline import Baseline, Distribution
 from zeroline.cli.reading import read_target, scale_of
 from zeroline.errors import LoadError, NotFoundError, UsageError
 from zeroline.model.loading import Loaded, Sourced, any_from_hub, from_hub, from_timm
+from zeroline.model.pictures import place_seen
 from zeroline.similarity import similarity
 from zeroline.target import Target, top_token, whole_number
 
@@ -187,21 +188,10 @@ def open_mask(loaded: Loaded, mask: Path | None, box: str | None, image: Any) ->
         ImageDraw.Draw(drawn).rectangle((left, top, right - 1, bottom - 1), fill="white")
     else:
         return None
-    seen = loaded.preprocess(drawn)
-    pixels = next(t for t in (seen.values() if isinstance(seen, Mapping) else [seen]) if isinstance(t, Tensor) and t.ndim == 4)[0]
-    black, white = (_mean_of_channels(loaded, grey, image) for grey in ("black", "white"))
-    inside = pixels.mean(0) > (black + white) / 2
+    inside = place_seen(loaded.preprocess, drawn)
     if not bool(inside.any()):
         raise UsageError("the mask or box holds no pixel that the model sees")
     return inside
-
-
-def _mean_of_channels(loaded: Loaded, grey: str, image: Any) -> Tensor:
-    """What an all-black (all-white) image is to the model, a mean over channels."""
-    from PIL import Image
-
-    seen = loaded.preprocess(Image.new("RGB", image.size, grey))
-    return next(t for t in (seen.values() if isinstance(seen, Mapping) else [seen]) if isinstance(t, Tensor) and t.ndim == 4)[0].mean(0)
 
 
 def _images(folder: Path) -> list[Path]:

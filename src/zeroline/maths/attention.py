@@ -102,10 +102,15 @@ class Maps:
         return gradient @ _per_head(self.value, gradient).transpose(-1, -2)
 
 
+def per_head(tensor: Tensor, heads: int) -> Tensor:
+    """Key or value heads [G, heads or fewer, N, D] repeated to the number of query heads (grouped queries)."""
+    repeats = heads // tensor.shape[1]
+    return tensor if repeats == 1 else tensor.repeat_interleave(repeats, 1)
+
+
 def _per_head(tensor: Tensor, like: Tensor) -> Tensor:
-    """Key or value heads repeated to the number of query heads (grouped queries)."""
-    repeats = like.shape[1] // tensor.shape[1]
-    return tensor.to(like.dtype) if repeats == 1 else tensor.to(like.dtype).repeat_interleave(repeats, 1)
+    """As ``per_head``, in the number of heads and the precision of another tensor."""
+    return per_head(tensor.to(like.dtype), like.shape[1])
 
 
 Correction = Callable[[Tensor, Tensor], Tensor]

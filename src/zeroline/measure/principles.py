@@ -24,7 +24,7 @@ from zeroline.maths.grids import as_map
 from zeroline.maths.rank import spearman
 from zeroline.measure.compare import IMPLIED
 from zeroline.measure.layers import lie_of
-from zeroline.methods import CAMS, METHODS, ROUTES, options_of
+from zeroline.methods import CAMS, METHODS, ROUTES, check_options
 from zeroline.model import identity
 from zeroline.model.ask import labels_of
 from zeroline.model.blocks import cam_site
@@ -159,6 +159,7 @@ class _Explained:
     score: Tensor
     evidence: Tensor
     answer: Tensor
+    embedding: Tensor
     maps: Tensor
     hit: Tensor
     chance: Tensor
@@ -218,14 +219,14 @@ class _Set:
         put: tuple[tuple[Substitution, ...], ...] = ()
         for rows in self.batches():
             inputs = self.inputs.rows(rows)
-            bare = self._bare(inputs)
-            with _nearest(self.model, bare) as passes, warnings.catch_warnings():
+            bare = self._bare(inputs, (True, False) if check else (True,))
+            with _nearest(self.model, bare if check else ()) as passes, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of maps that are not exact enough: their error is in their records
                 record = explain(self.model, inputs.named, target=self.target_of(rows))
             maps, source, gridded = _map(self.model, inputs, record, self.source)
-            score, answer, _ = self._read(bare[0], rows, captions)
+            score, answer, embedding = self._read(bare[0], rows, captions)
             if check:
-                after = max(map(_apart, bare, self._bare(inputs)))
+                after = max(map(_apart, bare, self._bare(inputs, (True, False))))
                 apart = max(
                     apart, min(passes, default=math.inf), _apart(record.output.cpu(), score.cpu(), self._precision), math.inf if after else 0.0
                 )
@@ -236,13 +237,13 @@ class _Set:
                 pointed = [measured(maps, self.data.masks[rows]) for measured in (pointing, chance)]
             evidence = record.total if isinstance(record, Attribution) else maps.flatten(1).sum(1)
             substituted = record.substituted if isinstance(record, Relevance) else ()
-            parts.append((score, evidence.double().cpu(), answer, maps, *pointed))
+            parts.append((score, evidence.double().cpu(), answer, embedding, maps, *pointed))
             put += (substituted,) if substituted else ()
             count(len(rows))
         assert first is not None
-        score, evidence, answer, maps, hit, odds = (torch.cat(each).cpu() for each in zip(*parts))
+        score, evidence, answer, embedding, maps, hit, odds = (torch.cat(each).cpu() for each in zip(*parts))
         record, source = first
-        return _Explained(score, evidence, answer, maps, hit, odds, apart, record.target[0], source, record.substitutes, put)
+        return _Explained(score, evidence, answer, embedding, maps, hit, odds, apart, record.target[0], source, record.substitutes, put)
 
     def implied(self, original: _Explained) -> dict[str, Implied]:
         """The implied model over the set, with its weights put in place in each way."""
@@ -253,17 +254,18 @@ class _Set:
                 inputs = self.inputs.rows(rows)
                 put = implied_output(self.model, inputs, substituted, way)
                 score, answer, embedding = self._read(put, rows, captions)
-                _, _, own = self._read(self._bare(inputs)[0], rows, captions)
-                parts.append((score, torch.cosine_similarity(embedding, own), answer))
+                parts.append((score, torch.cosine_similarity(embedding.cpu(), original.embedding[rows]), answer))
             found[way] = Implied(*(torch.cat(each).cpu() for each in zip(*parts)))
         return found
 
-    def _bare(self, inputs: Inputs) -> tuple[Any, Any]:
-        """What the model answers by itself: with gradients on, and off (kernels may differ)."""
+    def _bare(self, inputs: Inputs, gradients: tuple[bool, ...]) -> list[Any]:
+        """What the model answers by itself, with gradients on and off as asked (kernels may differ)."""
+        found = []
         with untouched(self.model):
-            with torch.no_grad():
-                off = inputs.call(self.model)
-            return inputs.call(self.model), off
+            for on in gradients:
+                with torch.set_grad_enabled(on):
+                    found.append(inputs.call(self.model))
+        return found
 
     @torch.no_grad()
     def _read(self, output: Any, rows: Tensor, captions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -290,9 +292,7 @@ def _explainer(
         raise UsageError(f"{method} gives no map of the sources; possible: {', '.join(n for n in (*METHODS, *ROUTES) if n not in WITHOUT)}")
     if method not in METHODS and method not in ROUTES:
         raise NotFoundError.among("method", method, (*METHODS, *ROUTES), "see `zeroline methods`")
-    for name in options:
-        if name not in options_of(method):
-            raise NotFoundError.among(f"option of {method}", name, options_of(method))
+    check_options(method, options)
     given = dict(options)
     if method in METHODS:
         given.setdefault("baseline", zeros() if method in IMPLIED else black())
@@ -335,7 +335,8 @@ def _nearest(model: nn.Module, bare: Sequence[Any]) -> Iterator[list[float]]:
     found: list[float] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
-        found.append(min(_apart(output, one) for one in bare))
+        if bare:
+            found.append(min(_apart(output, one) for one in bare))
 
     hook = model.register_forward_hook(keep)
     try:

@@ -57,12 +57,18 @@ def options_of(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(p for p in known if p not in ("model", "inputs", "target")))
 
 
+def check_options(name: str, options: Iterable[str], but: tuple[str, ...] = ()) -> None:
+    """Raise where a method or route does not take an option; ``but`` are options that are said elsewhere."""
+    possible = [option for option in options_of(name) if option not in but]
+    for option in options:
+        if option not in possible:
+            raise NotFoundError.among(f"option of {name}", option, possible)
+
+
 def require_options(method: str, options: Iterable[str]) -> None:
-    """Raise where there is no such method, or it does not take an option."""
-    possible = [p for p in inspect.signature(method_named(method)).parameters if p not in ("model", "inputs", "target", "site", "baseline")]
-    for name in options:
-        if name not in possible:
-            raise NotFoundError.among(f"option of {method}", name, possible)
+    """Raise where there is no such method in ``METHODS``, or it does not take an option; its site and baseline are said elsewhere."""
+    method_named(method)
+    check_options(method, options, but=("site", "baseline"))
 
 
 # members of METHODS that read a site as positions of a map

@@ -20,11 +20,9 @@ from zeroline.errors import InputError, NotFoundError, TargetError
 from zeroline.maths.attention import CORRECTIONS, FUSIONS, correction_of, fused, vector_times
 from zeroline.maths.propagation import Matrices, bimodal, carried, gathered, reverse
 from zeroline.model import identity
-from zeroline.model.ask import labels_of
-from zeroline.model.backward import output_gradients
+from zeroline.model.backward import output_gradients, value_of
 from zeroline.model.families import patches_of
 from zeroline.model.links import State
-from zeroline.model.question import checked
 from zeroline.model.readout import Given, Readout, finals, readout
 from zeroline.model.streams import Stream
 from zeroline.model.targets import target_of
@@ -127,11 +125,7 @@ class Sweep:
     ) -> None:
         self.pass_, self.graph, self.records = pass_, pass_.graph, records
         self.change, self.fusion, self.given = correction_of(correction), head_fusion, given
-        everyone = torch.arange(pass_.inputs.batch)
-        self.target = target.resolve(pass_.recording.output, labels_of(pass_.model))
-        self.value = checked(self.target.read(pass_.recording.output, everyone), everyone, None)
-        if not self.value.requires_grad:
-            raise TargetError("the target needs no gradient: it is detached, or read from integers; give one that the model computes")
+        self.value, self.target = value_of(pass_, target)
         self.state = self.graph.target(self.value)
         self.output = self.value.detach().double()
         self.finals = sorted({final.call for final in finals(self.graph, self.state)})

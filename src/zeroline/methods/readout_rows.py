@@ -14,20 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zeroline.errors import NotFoundError, TargetError, UsageError
-from zeroline.maths.attention import Maps
+from zeroline.errors import NotFoundError, UsageError
+from zeroline.maths.attention import Maps, per_head
 from zeroline.maths.eclip import loosened
 from zeroline.maths.propagation import carried
 from zeroline.methods.attention_relevance import token_lie
 from zeroline.model import identity
-from zeroline.model.ask import labels_of
-from zeroline.model.backward import output_gradients
+from zeroline.model.backward import output_gradients, value_of
 from zeroline.model.capture import Seen
 from zeroline.model.inputs import Inputs
 from zeroline.model.links import Link, State
-from zeroline.model.maps import name_of, one_head, prescaled
+from zeroline.model.maps import four, name_of, one_head, prescaled
 from zeroline.model.output_projections import Projections, projected
-from zeroline.model.question import checked
 from zeroline.model.readout import finals
 from zeroline.model.streams import Graph
 from zeroline.model.targets import target_of
@@ -56,13 +54,11 @@ class Rows:
 class Read:
     """One call at the rows that a target is read through. n rows, K keys, H heads of width D, C = H D.
 
-    ``query`` [n, C], ``key`` and ``value`` [n, K, C], ``weight`` dS/do [n, C]; the map ``attention`` and its ``gradient``
+    ``value`` [n, K, C], ``weight`` dS/do [n, C]; the map ``attention`` and its ``gradient``
     dS/dA [n, H, K]; ``shown`` bool [n, K]: keys that the row may see, learned tokens and the row's own token left out;
     ``loose`` lambda [n, K].
     """
 
-    query: Tensor
-    key: Tensor
     value: Tensor
     weight: Tensor
     attention: Tensor
@@ -120,7 +116,7 @@ def explained(
 
     projections = Projections() if options.similarity == "projected" else nullcontext()
     with projections, followed(model, inputs, replaced if changed else None) as pass_:
-        value, resolved = _value(pass_, known)
+        value, resolved = value_of(pass_, known)
         rows = read_rows(pass_.graph, value, options.layers)
         output = value.detach().double()
         gradients = output_gradients(pass_, value, [at.call for at in rows])
@@ -203,19 +199,10 @@ def _rows(graph: Graph, call: int, sample: Tensor, row: Tensor) -> Rows:
     return Rows(call, sample, row // tokens, row % tokens)
 
 
-def _value(pass_: Followed, target: Target) -> tuple[Tensor, Target]:
-    everyone = torch.arange(pass_.inputs.batch)
-    resolved = target.resolve(pass_.recording.output, labels_of(pass_.model))
-    value = checked(resolved.read(pass_.recording.output, everyone), everyone, None)
-    if not value.requires_grad:
-        raise TargetError("the target needs no gradient: it is detached, or read from integers; give one that the model computes")
-    return value, resolved
-
-
 def _one_head_calls(model: nn.Module, inputs: Any, target: Target, layers: int) -> frozenset[tuple[str, int]]:
     """The calls whose heads are taken as one, from a pass of their own."""
     with followed(model, inputs) as pass_:
-        value, _ = _value(pass_, target)
+        value, _ = value_of(pass_, target)
         calls = [pass_.graph.calls[at.call] for at in read_rows(pass_.graph, value, layers)]
         return frozenset((call.path, call.index) for call in calls)
 
@@ -227,34 +214,23 @@ def _read(pass_: Followed, at: Rows, maps: Maps, options: Options, projections: 
     heads = maps.query.shape[1]
 
     def merged(tensor: Tensor) -> Tensor:
-        repeats = heads // tensor.shape[1]
-        return (tensor.repeat_interleave(repeats, 1) if repeats > 1 else tensor).transpose(1, 2).flatten(2).to(maps.dtype)
+        return per_head(tensor, heads).transpose(1, 2).flatten(2).to(maps.dtype)
 
     assert maps.output_gradient is not None
-    query, key = merged(maps.query), merged(maps.key)
     shown = maps.visible(rows)[group, where] & ~_left_out(pass_.graph, at).to(device)
     attention, gradient = (part[group, :, where] for part in (maps.attention(rows), maps.gradient(rows)))
     if options.similarity == "none":
         loose = shown.to(maps.dtype)
     else:
-        alike = (query, key)
+        alike = (merged(maps.query), merged(maps.key))
         if projections is not None:
             seen = pass_.graph.calls[at.call]
-            weight, bias = projections.of(_output(pass_, at.call), name_of(seen))
-            alike = projected(maps, prescaled(seen, maps.query.shape[-1]), weight, bias)
+            projection, bias = projections.of(four(seen.output, pass_.inputs.batch), name_of(seen))
+            alike = projected(maps, prescaled(seen, maps.query.shape[-1]), projection, bias)
         over = shown if options.scale_over == "shown" else ~_learned(pass_.graph, at.call)[at.group].to(device)
         loose = loosened(alike[0][group, row], alike[1][group], over)
-    shown_value = merged(maps.value)[group]
-    weight_ = merged(maps.output_gradient)[group, row]
-    return Read(query[group, row], key[group], shown_value, weight_, attention, gradient, shown, loose * shown)
-
-
-def _output(pass_: Followed, call: int) -> Tensor:
-    """A call's output as [groups, heads, queries, width]."""
-    seen = pass_.graph.calls[call]
-    found = pass_.maps(call, seen.output.tensor.detach()).output_gradient
-    assert found is not None
-    return found
+    weight = merged(maps.output_gradient)[group, row]
+    return Read(merged(maps.value)[group], weight, attention, gradient, shown, loose * shown)
 
 
 def _tokens_of_keys(graph: Graph, call: int) -> dict[str, Tensor]:

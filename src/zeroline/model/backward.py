@@ -1,4 +1,4 @@
-"""The gradient of a target at the outputs of the attentions that a pass saw: one backward pass for all of them."""
+"""A target on a pass that the tracer follows: its value, and its gradient at the attentions' outputs, one backward pass for all of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,21 @@ import torch
 from torch import Tensor
 
 from zeroline.errors import NonFiniteError, TargetError
+from zeroline.model.ask import labels_of
 from zeroline.model.maps import name_of
+from zeroline.model.question import checked
 from zeroline.model.trace import Followed
+from zeroline.target import Target
+
+
+def value_of(pass_: Followed, target: Target) -> tuple[Tensor, Target]:
+    """f(x) [batch] with its graph, and the target resolved. Raises TargetError where no gradient leads back from it."""
+    everyone = torch.arange(pass_.inputs.batch)
+    resolved = target.resolve(pass_.recording.output, labels_of(pass_.model))
+    value = checked(resolved.read(pass_.recording.output, everyone), everyone, None)
+    if not value.requires_grad:
+        raise TargetError("the target needs no gradient: it is detached, or read from integers; give one that the model computes")
+    return value, resolved
 
 
 def output_gradients(pass_: Followed, value: Tensor, calls: Iterable[int], *, keep: bool = False) -> dict[int, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zeroline.errors import TraceError
-from zeroline.maths.attention import Maps
+from zeroline.maths.attention import Maps, per_head
 from zeroline.model.capture import MULTIHEAD, Operand, Seen
 
 
@@ -48,12 +48,12 @@ def with_map(seen: Seen, attention: Tensor, batch: int) -> Tensor:
     """The output that the call would give with another map: A v, in the layout and precision of its own output."""
     value = four(seen.value, batch, graph=True).to(attention.dtype)
     attention = attention.reshape(len(value), -1, *attention.shape[-2:])
-    return laid_out(seen, attention @ _per_head(value, attention.shape[1]))
+    return laid_out(seen, attention @ per_head(value, attention.shape[1]))
 
 
 def with_rows(seen: Seen, output: Tensor, group: Tensor, row: Tensor, weights: Tensor, batch: int) -> Tensor:
     """A call's output with some rows made from other weights, the same for every head: ``weights`` [n, keys] at (group, row)."""
-    value = _per_head(four(seen.value, batch, graph=True), heads_of(seen.query, batch))
+    value = per_head(four(seen.value, batch, graph=True), heads_of(seen.query, batch))
     changed = four(replace(seen.output, tensor=output), batch, graph=True).clone()
     changed[group, :, row] = torch.einsum("nk,nhkd->nhd", weights.to(value), value[group])
     return laid_out(seen, changed)
@@ -63,7 +63,7 @@ def one_head(seen: Seen, batch: int) -> Tensor:
     """The output that the call would give with its heads taken as one: softmax(q k^T / sqrt(all channels) + mask) v."""
     query, key, value = (four(operand, batch, graph=True) for operand in (seen.query, seen.key, seen.value))
     parts, heads = (query * prescaled(seen, query.shape[-1]), key, value), heads_of(seen.query, batch)
-    query, key, value = (_per_head(part, heads).transpose(1, 2).flatten(2)[:, None] for part in parts)
+    query, key, value = (per_head(part, heads).transpose(1, 2).flatten(2)[:, None] for part in parts)
     hidden = ~maps_of(seen, batch).visible()[:, None]
     scores = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).masked_fill(hidden, -torch.inf)
     output = (scores.softmax(-1) @ value)[:, 0]
@@ -80,11 +80,6 @@ def laid_out(seen: Seen, output: Tensor) -> Tensor:
     own = seen.output
     ordered = output.reshape([own.tensor.shape[i] for i in own.order])
     return ordered.permute([own.order.index(i) for i in range(len(own.order))]).to(own.tensor.dtype)
-
-
-def _per_head(tensor: Tensor, heads: int) -> Tensor:
-    repeats = heads // tensor.shape[1]
-    return tensor.repeat_interleave(repeats, 1) if repeats > 1 else tensor
 
 
 def _mask(seen: Seen, query: Tensor) -> Tensor | None:

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zeroline.errors import InputError, TargetError, ZerolineError
+from zeroline.errors import TargetError, ZerolineError
 from zeroline.guidance import AFTER, BEFORE, Guidance
 from zeroline.maths.compose import compose
 from zeroline.methods.attention_relevance import attention_relevance
 from zeroline.methods.attention_transfer import attention_transfer
 from zeroline.model.ask import labels_of
 from zeroline.model.inputs import Inputs
+from zeroline.model.pictures import pixels_of, place_seen
 from zeroline.model.state import untouched
 from zeroline.target import class_scores, contrast, logit
 
@@ -84,7 +85,14 @@ def guide(
         own[when] = _own(model, given, targets["host"])
         probabilities[when] = _probabilities(model, given, {"host": host_class, "guest": guest_class})
     settings = {"guest": guest.name or str(guest.label), "at": list(at), "size": [width, height], "opacity": opacity, "correction": correction}
-    return Guidance(members, pictures, _seen(where, preprocess), probabilities, own, {**settings, "host": host_class, "guest_class": guest_class})
+    return Guidance(
+        members,
+        pictures,
+        place_seen(preprocess, _picture(_byte(where.float().expand(3, -1, -1)))),
+        probabilities,
+        own,
+        {**settings, "host": host_class, "guest_class": guest_class},
+    )
 
 
 def _own(model: nn.Module, inputs: Any, target: Any) -> Tensor:
@@ -113,28 +121,6 @@ def _probabilities(model: nn.Module, inputs: Any, classes: Mapping[str, int]) ->
     return {name: float(shares[index]) for name, index in classes.items()}
 
 
-def _seen(where: Tensor, preprocess: Preprocess) -> Tensor:
-    """The guest's place as the model sees it: what preprocessing makes of a white place on black."""
-    black, white, drawn = (torch.zeros(3, *where.shape), torch.ones(3, *where.shape), where.float().expand(3, -1, -1))
-    low, high, found = (_image_of(preprocess(_picture(_byte(p))))[0].mean(0) for p in (black, white, drawn))
-    return found > (low + high) / 2
-
-
-def _image_of(inputs: Any) -> Tensor:
-    given = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
-    found = next((t for t in given if isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 4), None)
-    if found is None:
-        raise InputError("the model's preprocessing gives no image [batch, 3, height, width]")
-    return found
-
-
-def pixels_of(image: Any) -> Tensor:
-    """A PIL image as [3, height, width] in 0..1."""
-    rgb = image.convert("RGB")
-    flat = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
-    return flat.view(rgb.height, rgb.width, 3).permute(2, 0, 1).float() / 255
-
-
 def _byte(pixels: Tensor) -> Tensor:
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
@@ -143,4 +129,4 @@ def _picture(byte: Tensor) -> Any:
     """uint8 [3, height, width] as a PIL image."""
     from PIL import Image
 
-    return Image.frombytes("RGB", (byte.shape[2], byte.shape[1]), bytes(byte.permute(1, 2, 0).contiguous().flatten().tolist()))
+    return Image.fromarray(byte.permute(1, 2, 0).numpy())

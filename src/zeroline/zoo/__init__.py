@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from zeroline.errors import InputError, NotFoundError, UsageError
+from zeroline.model.pictures import raw_pixels
 from zeroline.model.words import tokens
 from zeroline.zoo import digits_clip, digits_vit
 from zeroline.zoo.photo_digits import DIGITS, SIDE
@@ -97,7 +98,7 @@ def samples(name: str) -> list[Sample]:
     for entry in json.loads((folder / "samples.json").read_text()):
         image = Image.open(folder / entry["image"]).convert("RGB")
         objects = entry["objects"]
-        masks = [_pixels(Image.open(folder / thing["mask"]).convert("L"))[..., 0] > 127 for thing in objects]
+        masks = [raw_pixels(Image.open(folder / thing["mask"]).convert("L"))[..., 0] > 127 for thing in objects]
         found.append(_sample(name, entry["name"], image, objects, torch.stack(masks), entry["caption"]))
     return found
 
@@ -113,7 +114,7 @@ def test_set(name: str) -> list[Sample]:
     for number, thing in enumerate(entries):
         top, left = (SIDE * n for n in divmod(number, SHEET))
         place = (left, top, left + SIDE, top + SIDE)
-        mask = _pixels(masks.crop(place).convert("L"))[..., 0] > 127
+        mask = raw_pixels(masks.crop(place).convert("L"))[..., 0] > 127
         caption = f"a {thing['colour']} {DIGITS[thing['digit']]}"
         found.append(_sample(name, f"{number:03d}", sheet.crop(place).convert("RGB"), [thing], mask[None], caption))
     return found
@@ -183,7 +184,7 @@ def _picture(name: str, image: Any) -> Tensor:
     size = (config["size"]["width"], config["size"]["height"])
     if not isinstance(image, Image.Image):
         raise InputError(f"preprocess takes a PIL image, not {type(image).__name__}")
-    pixels = _pixels(image.convert("RGB").resize(size, Image.Resampling.BICUBIC)) / 255
+    pixels = raw_pixels(image.convert("RGB").resize(size, Image.Resampling.BICUBIC)) / 255
     mean, std = torch.tensor(config["image_mean"]), torch.tensor(config["image_std"])
     return ((pixels - mean) / std).permute(2, 0, 1)[None].contiguous()
 
@@ -191,12 +192,6 @@ def _picture(name: str, image: Any) -> Tensor:
 def collate(chosen: list[Sample]) -> dict[str, Tensor]:
     """The inputs of several samples as one batch."""
     return {key: torch.cat([sample.inputs[key] for sample in chosen]) for key in chosen[0].inputs}
-
-
-def _pixels(image: Image) -> Tensor:
-    """float32 [height, width, channels] in 0..255."""
-    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return flat.view(image.height, image.width, -1).float()
 
 
 def _entry(name: str) -> Entry:
