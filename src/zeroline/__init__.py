@@ -57,7 +57,8 @@ from zeroline.model.surgery import capture, replaced
 from zeroline.model.trace import trace
 from zeroline.principles import Principles
 from zeroline.relevance import Relevance
-from zeroline.rewrite import Guest, guide
+from zeroline.guided import Guest, guide, rewrite
+from zeroline.rewriting import Rewriting
 from zeroline.similarity import similarity
 from zeroline.target import contrast, logit, top
 
@@ -77,6 +78,7 @@ __all__ = [
     "LabelledSet",
     "Principles",
     "Relevance",
+    "Rewriting",
     "attention_eclip",
     "attention_relevance",
     "attention_transfer",
@@ -102,6 +104,7 @@ __all__ = [
     "logit",
     "odam",
     "replaced",
+    "rewrite",
     "rollout",
     "similarity",
     "site",

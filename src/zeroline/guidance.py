@@ -2,7 +2,7 @@
 
 Holds the ``Guidance`` record. Our reading of Cui, Fan & Chen 2026 ("guided attention"): a guest of another class turns a picture of one class
 into one of two; asked for the host, for the guest and for the one against the other, attention shows details of the host that it
-did not show before. Making it is ``zeroline.rewrite.guide``.
+did not show before. Making it is ``zeroline.guided.guide``.
 """
 
 from __future__ import annotations

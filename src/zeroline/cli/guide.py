@@ -18,8 +18,8 @@ from zeroline.guidance import HEAD
 from zeroline.model.loading import Loaded
 from zeroline.model.pictures import pixels_of
 from zeroline.report import guidance_figure
-from zeroline.rewrite import Guest
-from zeroline.rewrite import guide as guided
+from zeroline.guided import Guest
+from zeroline.guided import guide as guided
 from zeroline.target import whole_number
 
 

@@ -35,7 +35,7 @@ def _timm(model: nn.Module) -> Normalisation | None:
 
 def _hugging_face(model: nn.Module) -> Normalisation | None:
     name = getattr(getattr(model, "config", None), "_name_or_path", "")
-    path = _file(str(name)) if name else None
+    path = file_of(str(name)) if name else None
     return from_config(json.loads(path.read_text())) if path is not None else None
 
 
@@ -52,7 +52,8 @@ def from_config(config: dict[str, Any]) -> Normalisation:
     return Normalisation(tuple(m / scale for m in mean), tuple(s / scale for s in std))
 
 
-def _file(name: str) -> Path | None:
+def file_of(name: str) -> Path | None:
+    """The ``preprocessor_config.json`` of a Hugging Face folder or a hub name in the local cache, where there is one."""
     folder = Path(name) / FILE
     if folder.is_file():
         return folder

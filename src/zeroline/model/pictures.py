@@ -1,4 +1,4 @@
-"""PIL images as tensors, and a place on an image as the model sees it after its preprocessing."""
+"""PIL images as tensors and back, and a place on an image as the model sees it after its preprocessing."""
 
 from __future__ import annotations
 
@@ -22,6 +22,38 @@ def pixels_of(image: Any) -> Tensor:
     return raw_pixels(image.convert("RGB")).permute(2, 0, 1) / 255
 
 
+def byte(pixels: Tensor) -> Tensor:
+    """Pixels in 0..1 as uint8, rounded to the nearest level."""
+    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def picture(levels: Tensor) -> Any:
+    """uint8 [3, height, width] as a PIL image."""
+    from PIL import Image
+
+    return Image.fromarray(levels.detach().cpu().permute(1, 2, 0).contiguous().numpy())
+
+
+def eight_bit(image: Any) -> tuple[Any, str]:
+    """An image in RGB with 8 bits per channel, and what had to be done to it in words ("" where nothing).
+
+    Transparency is dropped, not laid on a colour: the pixels below it are what models are given. Raises InputError for what is no PIL image.
+    """
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        raise InputError(f"a picture is a PIL image, not {type(image).__name__}")
+    if image.mode == "RGB":
+        return image, ""
+    if image.mode == "F" or image.mode.startswith("I"):
+        levels = torch.tensor(list(image.getdata()), dtype=torch.float64).view(image.height, image.width)
+        deepest = 255.0 if image.mode == "F" else 65535.0
+        scaled = byte((levels / deepest)[None].expand(3, -1, -1))
+        return picture(scaled), f"{'floating-point' if image.mode == 'F' else '16-bit'} grey brought to 8 bits per channel"
+    alpha = "A" in image.getbands() or "transparency" in image.info
+    return image.convert("RGB"), f"{image.mode} converted to RGB" + (", its transparency dropped" if alpha else "")
+
+
 def place_seen(preprocess: Callable[[Any], Any], drawn: Any) -> Tensor:
     """Where an image that is white at a place and black elsewhere is white to the model: bool [height, width]."""
     from PIL import Image
@@ -30,9 +62,14 @@ def place_seen(preprocess: Callable[[Any], Any], drawn: Any) -> Tensor:
     return _channel_mean(preprocess(drawn)) > (black + white) / 2
 
 
+def image_among(inputs: Any) -> tuple[str | None, Tensor]:
+    """The image [batch, channels, height, width] among a model's inputs and its name, None where they are one tensor."""
+    given = inputs.items() if isinstance(inputs, Mapping) else [(None, inputs)]
+    for name, found in given:
+        if isinstance(found, Tensor) and found.is_floating_point() and found.ndim == 4:
+            return name, found
+    raise InputError("the model's preprocessing gives no image [batch, 3, height, width]")
+
+
 def _channel_mean(inputs: Any) -> Tensor:
-    given = inputs.values() if isinstance(inputs, Mapping) else [inputs]
-    found = next((t for t in given if isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 4), None)
-    if found is None:
-        raise InputError("the model's preprocessing gives no image [batch, 3, height, width]")
-    return found[0].mean(0)
+    return image_among(inputs)[1][0].mean(0)

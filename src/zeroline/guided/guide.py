@@ -20,7 +20,7 @@ from zeroline.methods.attention_relevance import attention_relevance
 from zeroline.methods.attention_transfer import attention_transfer
 from zeroline.model.ask import labels_of
 from zeroline.model.inputs import Inputs
-from zeroline.model.pictures import pixels_of, place_seen
+from zeroline.model.pictures import byte, picture, pixels_of, place_seen
 from zeroline.model.state import untouched
 from zeroline.target import class_scores, contrast, logit
 
@@ -69,8 +69,8 @@ def guide(
     width, height = (size, size) if isinstance(size, int) else size
     before = pixels_of(image)
     after, where = compose(before, guest.pixels, at, (width, height), opacity, guest.alpha)
-    pictures = {BEFORE: _byte(before), AFTER: _byte(after)}
-    inputs = {when: preprocess(_picture(p)) for when, p in pictures.items()}
+    pictures = {BEFORE: byte(before), AFTER: byte(after)}
+    inputs = {when: preprocess(picture(p)) for when, p in pictures.items()}
     host_class = _class(model, inputs[BEFORE], host)
     guest_class = _class(model, inputs[BEFORE], guest.label)
     if host_class == guest_class:
@@ -88,7 +88,7 @@ def guide(
     return Guidance(
         members,
         pictures,
-        place_seen(preprocess, _picture(_byte(where.float().expand(3, -1, -1)))),
+        place_seen(preprocess, picture(byte(where.float().expand(3, -1, -1)))),
         probabilities,
         own,
         {**settings, "host": host_class, "guest_class": guest_class},
@@ -119,14 +119,3 @@ def _answer(model: nn.Module, inputs: Any) -> Any:
 def _probabilities(model: nn.Module, inputs: Any, classes: Mapping[str, int]) -> dict[str, float]:
     shares = class_scores(_answer(model, inputs)).double().softmax(-1)[0]
     return {name: float(shares[index]) for name, index in classes.items()}
-
-
-def _byte(pixels: Tensor) -> Tensor:
-    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-def _picture(byte: Tensor) -> Any:
-    """uint8 [3, height, width] as a PIL image."""
-    from PIL import Image
-
-    return Image.fromarray(byte.permute(1, 2, 0).numpy())
