@@ -23,6 +23,7 @@ from zeroline.audit import BaselineAudit
 from zeroline.comparison import Comparison
 from zeroline.corrected import Corrections
 from zeroline.guidance import Guidance
+from zeroline.guided import Guest, guide, rewrite
 from zeroline.measure import (
     ErrorBudget,
     LabelledSet,
@@ -57,7 +58,6 @@ from zeroline.model.surgery import capture, replaced
 from zeroline.model.trace import trace
 from zeroline.principles import Principles
 from zeroline.relevance import Relevance
-from zeroline.guided import Guest, guide, rewrite
 from zeroline.rewriting import Rewriting
 from zeroline.similarity import similarity
 from zeroline.target import contrast, logit, top

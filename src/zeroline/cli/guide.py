@@ -15,11 +15,11 @@ from zeroline.cli.options import AsJson, ImageFile, ModelName, TrustRemoteCode
 from zeroline.cli.sources import load_model, open_image
 from zeroline.errors import NotFoundError, UsageError
 from zeroline.guidance import HEAD
+from zeroline.guided import Guest
+from zeroline.guided import guide as guided
 from zeroline.model.loading import Loaded
 from zeroline.model.pictures import pixels_of
 from zeroline.report import guidance_figure
-from zeroline.guided import Guest
-from zeroline.guided import guide as guided
 from zeroline.target import whole_number
 
 

@@ -25,7 +25,7 @@ Margin = Callable[[Tensor, Tensor], Tensor]  # pixels [rows, 3, h, w], which pic
 Judge = Callable[[Tensor, Tensor], Tensor]  # the same -> bool [rows]: does the saved picture do it?
 MOMENTUM = 0.75
 _LAST = 0.1  # of the first step
-_SLIGHT = 1 / 255
+_SLIGHT, _FREE = 1 / 255, 16 / 255  # steps where similarity, or only a place, bounds the change
 
 
 class Search:
@@ -138,7 +138,7 @@ def _reach(budget: Budget) -> Tensor:
         return budget.l2
     if budget.ssim is not None:
         return (3 * budget.where.flatten(1).sum(1)).sqrt() * _SLIGHT
-    return torch.ones(len(budget.where)) if budget.linf is None else budget.linf
+    return torch.full((len(budget.where),), _FREE) if budget.linf is None else budget.linf
 
 
 def _row(values: Tensor) -> Tensor:

@@ -1,0 +1,23 @@
+"""How alike two pictures are: structural similarity and the signal-to-noise ratio, as torchmetrics computes them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WINDOW = 11  # of structural similarity, in pixels
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004: Gaussian window of 11, sigma 1.5) of pixels [rows, 3, height, width] in 0..1: [rows]."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    found: Tensor = structural_similarity_index_measure(a.float(), b.float(), data_range=1.0, reduction="none")  # type: ignore[assignment]
+    return found.reshape(-1)
+
+
+def decibels(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of pixels in 0..1 in dB: [rows]; infinite for equal pictures."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    return torch.stack([peak_signal_noise_ratio(x.float(), y.float(), data_range=1.0) for x, y in zip(a, b)])
