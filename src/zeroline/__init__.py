@@ -23,7 +23,7 @@ from zeroline.audit import BaselineAudit
 from zeroline.comparison import Comparison
 from zeroline.corrected import Corrections
 from zeroline.guidance import Guidance
-from zeroline.guided import Guest, guide, rewrite
+from zeroline.guided import Guest, guide, rewrite, robustness
 from zeroline.measure import (
     ErrorBudget,
     LabelledSet,
@@ -61,6 +61,7 @@ from zeroline.relevance import Relevance
 from zeroline.rewriting import Rewriting
 from zeroline.similarity import similarity
 from zeroline.target import contrast, logit, top
+from zeroline.thresholds import Robustness
 
 __version__ = "0.1.0"
 
@@ -79,6 +80,7 @@ __all__ = [
     "Principles",
     "Relevance",
     "Rewriting",
+    "Robustness",
     "attention_eclip",
     "attention_relevance",
     "attention_transfer",
@@ -105,6 +107,7 @@ __all__ = [
     "odam",
     "replaced",
     "rewrite",
+    "robustness",
     "rollout",
     "similarity",
     "site",

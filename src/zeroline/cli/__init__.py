@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from zeroline.cli import attend, baselines, compare, corrections, demo, explain, guide, layers, principles, sites, tables, trace
+from zeroline.cli import attend, baselines, compare, corrections, demo, explain, guide, layers, principles, rewrite, robustness, sites, tables, trace
 from zeroline.errors import UsageError, ZerolineError
 
 app = typer.Typer(
@@ -28,6 +28,8 @@ app.command()(compare.compare)
 app.command()(attend.attend)
 app.command()(corrections.corrections)
 app.command()(guide.guide)
+app.command()(rewrite.rewrite)
+app.command()(robustness.robustness)
 app.command()(principles.principles)
 app.command()(demo.demo)
 app.command()(sites.sites)

@@ -57,6 +57,17 @@ def scale_of(text: str) -> str:
     return SCALES[text]
 
 
+def read_epsilon(text: str | None, option: str) -> float | None:
+    """A budget such as ``2/255`` or ``0.5``."""
+    if text is None:
+        return None
+    number = r"[0-9]*\.?[0-9]+(?:[eE]-?[0-9]+)?"
+    found = re.fullmatch(rf"\s*({number})\s*(?:/\s*({number})\s*)?", text)
+    if found is None or (found[2] is not None and float(found[2]) == 0):
+        raise UsageError(f"cannot read {option} {text!r}; write a number or a fraction, e.g. 2/255")
+    return float(found[1]) / float(found[2] or 1)
+
+
 def grid_of(text: str | None) -> tuple[int, int] | None:
     """``14x14`` as (rows, columns)."""
     if text is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from zeroline.baseline import Baseline, Distribution
 from zeroline.cli.reading import read_target, scale_of
 from zeroline.errors import LoadError, NotFoundError, UsageError
 from zeroline.model.loading import Loaded, Sourced, any_from_hub, from_hub, from_timm
-from zeroline.model.pictures import place_seen
+from zeroline.model.pictures import eight_bit, place_seen, raw_pixels
 from zeroline.similarity import similarity
 from zeroline.target import Target, top_token, whole_number
 
@@ -114,7 +115,15 @@ def scheme_and_name(text: str) -> tuple[str, str]:
 
 
 def open_image(path: Path) -> Any:
-    """A PIL image in RGB, read completely."""
+    """A PIL image in RGB with 8 bits per channel, read completely; a note on standard error where it was brought there."""
+    found, note = eight_bit(open_as_is(path))
+    if note:
+        print(f"note: {path.name}: {note}", file=sys.stderr)
+    return found
+
+
+def open_as_is(path: Path) -> Any:
+    """A PIL image in the mode of its file, read completely."""
     from PIL import Image, UnidentifiedImageError
 
     if not path.exists():
@@ -124,7 +133,8 @@ def open_image(path: Path) -> Any:
         raise NotFoundError(f"{str(path)!r} is a folder; give one image file")
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            image.load()
+            return image
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as problem:
         raise LoadError(f"cannot read {str(path)!r} as an image: {problem}") from None
 
@@ -148,7 +158,7 @@ def read_baseline(text: str, loaded: Loaded, *, at_input: bool = True) -> Baseli
         raise UsageError(f"cannot read {text!r}; write mean_of(FOLDER), distribution(FOLDER, 8) or distribution(noise, 8)")
     if head == "distribution" and source == "noise":
         return baselines.distribution(baselines.noise, draws=draws)
-    members = [loaded.preprocess(open_image(path)) for path in _images(Path(source))]
+    members = [loaded.preprocess(open_image(path)) for path in image_files(Path(source))]
     if head == "distribution":
         return baselines.distribution(members, draws=draws, name=Path(source).resolve().name)
     return baselines.mean_of(members, at="input" if at_input else "site", name=f"mean of {len(members)} in {Path(source).resolve().name}")
@@ -169,12 +179,29 @@ def split(text: str) -> list[str]:
 
 def open_mask(loaded: Loaded, mask: Path | None, box: str | None, image: Any) -> Tensor | None:
     """Where the object is, as the model sees it (bool [height, width]): a mask image (white), or a box in the image's pixels."""
+    drawn = _drawn(mask, box, image)
+    if drawn is None:
+        return None
+    inside = place_seen(loaded.preprocess, drawn)
+    if not bool(inside.any()):
+        raise UsageError("the mask or box holds no pixel that the model sees")
+    return inside
+
+
+def place_on(mask: Path | None, box: str | None, image: Any) -> Tensor | None:
+    """A mask or box as bool [height, width] in the image's own pixels."""
+    drawn = _drawn(mask, box, image)
+    return None if drawn is None else raw_pixels(drawn.convert("L"))[..., 0] > 127
+
+
+def _drawn(mask: Path | None, box: str | None, image: Any) -> Any | None:
+    """A mask image, or a box in white on black, of the image's size."""
     from PIL import Image, ImageDraw
 
     if mask is not None and box is not None:
         raise UsageError("--mask and --box were both given; give one")
     if mask is not None:
-        drawn = open_image(mask)
+        drawn: Any = open_image(mask)
         if drawn.size != image.size:
             raise UsageError(f"the mask {str(mask)!r} is {drawn.width} x {drawn.height}; the image is {image.width} x {image.height}")
     elif box is not None:
@@ -188,13 +215,10 @@ def open_mask(loaded: Loaded, mask: Path | None, box: str | None, image: Any) ->
         ImageDraw.Draw(drawn).rectangle((left, top, right - 1, bottom - 1), fill="white")
     else:
         return None
-    inside = place_seen(loaded.preprocess, drawn)
-    if not bool(inside.any()):
-        raise UsageError("the mask or box holds no pixel that the model sees")
-    return inside
+    return drawn
 
 
-def _images(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """The image files of a folder, sorted by name."""
     if not folder.is_dir():
         raise NotFoundError(f"no folder {str(folder)!r}; a set of images is a folder of image files")

@@ -7,5 +7,6 @@ from __future__ import annotations
 
 from zeroline.guided.class_rewriting import rewrite
 from zeroline.guided.guide import Guest, guide
+from zeroline.guided.robustness import robustness
 
-__all__ = ["Guest", "guide", "rewrite"]
+__all__ = ["Guest", "guide", "rewrite", "robustness"]
