@@ -26,17 +26,28 @@ def efficientnet() -> nn.Module:
     return model.eval()
 
 
-def photograph(name: str, package: str = "skimage", folder: str = "data", at: tuple[float, float] = (0.5, 0.5)) -> Tensor:
-    """A square crop of a photograph as EfficientNet-Lite0 sees it, [1, 3, 224, 224]; ``at``: where the crop lies, (0, 0) upper left."""
+def opened(name: str, package: str = "skimage", folder: str = "data") -> Any:
+    """A photograph of a registry package as a PIL image."""
+    from PIL import Image
+
+    with Image.open(str(importlib.resources.files(package) / folder / name)) as found:
+        return found.convert("RGB")
+
+
+def prepared(image: Any, at: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+    """A square crop of a PIL image as EfficientNet-Lite0 sees it, [1, 3, 224, 224]; ``at``: where the crop lies, (0, 0) upper left."""
     import numpy as np
     from PIL import Image
 
-    with Image.open(str(importlib.resources.files(package) / folder / name)) as opened:
-        image = opened.convert("RGB")
     side = int(min(image.size) * SIDE / 256)
     left, top = int((image.width - side) * at[0]), int((image.height - side) * at[1])
     image = image.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return ((torch.from_numpy(np.array(image)).float() - 127) / 128).permute(2, 0, 1)[None]
+
+
+def photograph(name: str, package: str = "skimage", folder: str = "data", at: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+    """A square crop of a photograph as EfficientNet-Lite0 sees it, [1, 3, 224, 224]."""
+    return prepared(opened(name, package, folder), at)
 
 
 def minilm() -> tuple[nn.Module, Any]:

@@ -195,13 +195,13 @@ class _Batch:
         scores = self.said.scores_on_disk(levels, self.folder)
         leads = margin(scores, self.to, self.own)
         ratio, alike = decibels(found.pixels, self.original), similarity(found.pixels, self.original)
-        change = found.pixels - self.original
         records = []
         for i, case in enumerate(self.cases):
             answer = int(scores[i].argmax())
             to = case.to if case.to >= 0 else answer if answer != case.own else int(scores[i].topk(2).indices[1])
             shares = {BEFORE: case.probabilities, AFTER: scores[i].softmax(-1)}
             before = byte(self.original[i]).cpu()
+            change = levels[i].double() - before.double()
             cells = case.path.cells(case.grid)[(levels[i] != before).any(0)]
             settings = {**asdict(self.search), "own": case.own, "to": to, "asked": "any" if case.to < 0 else self.said.name(case.to)}
             records.append(
@@ -215,8 +215,8 @@ class _Batch:
                     probabilities={when: {"own": float(p[case.own]), "to": float(p[to])} for when, p in shares.items()},
                     psnr=float(ratio[i]),
                     ssim=float(alike[i]),
-                    linf=float(linf(change[i : i + 1])),
-                    l2=float(l2(change[i : i + 1])),
+                    linf=float(change.abs().max()) / LEVELS,
+                    l2=float(change.square().sum().sqrt()) / LEVELS,
                     touched=len(set(cells.tolist()) - {-1}),
                     grid=case.grid,
                     evaluations=int(found.evaluations[i]),

@@ -20,28 +20,29 @@ def figure(one: Rewriting) -> Any:
     """A ``matplotlib.figure.Figure``: pictures and difference, then probabilities; below, attention relevance where there is any."""
     from matplotlib.figure import Figure
 
-    rows = 2 if one.relevance else 1
-    drawn = Figure(figsize=(13.2, 3.9 * rows), dpi=130, facecolor="white", layout="constrained")
+    first = ["original", "rewritten", "difference", "probability"]
+    panels: list[Any] = [first, [BEFORE, AFTER, "handling", "handling"]] if one.relevance else [[*first, "handling"]]
+    drawn = Figure(figsize=(13.2 if one.relevance else 16.2, 3.9 * len(panels)), dpi=130, facecolor="white", layout="constrained")
     outcome = "is" if one.success else f"is not, within the budget, {one.to} but"
     drawn.suptitle(f"{one.own} -> {one.to}: the saved picture {outcome} {one.answer} to the model", fontsize=13, fontweight="bold")
-    axes = drawn.subplots(rows, 4, squeeze=False)
+    axes = drawn.subplot_mosaic(panels)
     pictures = {BEFORE: _picture(one.original), AFTER: _picture(one.rewritten)}
-    for axis, when, words in zip(axes[0], (BEFORE, AFTER), ("original", "rewritten, as saved")):
-        blank(axis)
-        axis.imshow(pictures[when], interpolation="nearest")
-        axis.set_title(words, fontsize=11)
-    axes[0, 0].set_xlabel(f"p({one.own}) = {one.probabilities[BEFORE]['own']:.3f}", fontsize=9)
     decibels = "unchanged" if math.isinf(one.psnr) else f"PSNR {one.psnr:.1f} dB"
-    axes[0, 1].set_xlabel(f"p({one.to}) = {one.probabilities[AFTER]['to']:.3f}; {decibels}, SSIM {one.ssim:.4f}", fontsize=9)
-    _difference(axes[0, 2], one)
-    _probabilities(axes[0, 3], one)
-    if one.relevance:
-        for axis, when in zip(axes[1], (BEFORE, AFTER)):
-            relevance = one.relevance[when]
-            heat = np.asarray(relevance.grid()[0].double().cpu().numpy())
-            over(axis, pictures[when], heat, f"attention relevance {when}: {relevance.target[0]}", f"f = {float(relevance.output[0]):.3g}")
-        _survival(axes[1, 2], one)
-        axes[1, 3].axis("off")
+    words = {
+        "original": ("original", BEFORE, f"p({one.own}) = {one.probabilities[BEFORE]['own']:.3f}"),
+        "rewritten": ("rewritten, as saved", AFTER, f"p({one.to}) = {one.probabilities[AFTER]['to']:.3f}; {decibels}, SSIM {one.ssim:.4f}"),
+    }
+    for name, (title, when, below) in words.items():
+        blank(axes[name])
+        axes[name].imshow(pictures[when], interpolation="nearest")
+        axes[name].set_title(title, fontsize=11)
+        axes[name].set_xlabel(below, fontsize=9)
+    _difference(axes["difference"], one)
+    _probabilities(axes["probability"], one)
+    _survival(axes["handling"], one)
+    for when, relevance in one.relevance.items():
+        heat = np.asarray(relevance.grid()[0].double().cpu().numpy())
+        over(axes[when], pictures[when], heat, f"attention relevance {when}: {relevance.target[0]}", f"f = {float(relevance.output[0]):.3g}")
     return drawn
 
 

@@ -24,8 +24,9 @@ def figure(found: Sequence[Robustness]) -> Any:
     for one, colour, mark in zip(found, _COLOURS * len(found), _MARKS * len(found)):
         curve = one.curve()
         at = [point["epsilon"] * scale for point in curve]
+        label = f"{one.model} ({len(one.names)} pictures)"
         axes[0].plot(
-            at, [point["share"] for point in curve], color=colour, marker=mark, markersize=4, label=f"{one.model} ({len(one.names)} pictures)"
+            at, [point["share"] for point in curve], color=colour, marker=mark, markersize=4, label=label
         )
         axes[0].fill_between(at, [point["low"] for point in curve], [point["high"] for point in curve], color=colour, alpha=0.18, linewidth=0)
     axes[0].set_ylim(-0.02, 1.02)
