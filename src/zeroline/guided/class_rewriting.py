@@ -23,7 +23,7 @@ from zeroline.guided.cases import Asked, Case, Cases, Search, relevance_of
 from zeroline.guided.classifier import BATCH, Classifier, margin
 from zeroline.guided.likeness import decibels, similarity
 from zeroline.guided.survival import HANDLINGS
-from zeroline.maths.budgets import LEVELS, Budget, l2, linf
+from zeroline.maths.budgets import LEVELS, Budget, l2, linf, quantised
 from zeroline.model.ask import labels_of
 from zeroline.model.pictures import byte, picture, pixels_of
 from zeroline.model.preprocessing import preprocessing_of
@@ -31,6 +31,7 @@ from zeroline.model.state import untouched
 from zeroline.relevance import Relevance
 from zeroline.rewriting import AFTER, BEFORE, Rewriting, Survival
 
+HALVINGS = 5  # of the way back to the original
 CLOSE = 1.05  # an L2 budget is bisected until two neighbours differ by less
 Report = Callable[[int, int | None], None]
 
@@ -129,7 +130,7 @@ class _Batch:
         self.where = torch.stack([case.where for case in cases]).to(self.device)
 
     def run(self) -> list[Rewriting]:
-        """One attempt within the budget; for the smallest, bisection below what it took."""
+        """One attempt within the budget; for the smallest, bisection below what it took; then the way back as far as it goes."""
         count = len(self.cases)
         most = torch.full((count,), self.asked.epsilon, dtype=torch.float64)
         found = self._attempt(torch.arange(count), most, None)
@@ -138,7 +139,21 @@ class _Batch:
             for row, fine in enumerate(found.success.tolist()):
                 tried[row].append((self.asked.epsilon, fine))
             self._bisect(found, most, tried)
+        self._shorten(found)
         return self._records(found, tried)
+
+    def _shorten(self, found: descent.Search) -> None:
+        """Bring what succeeded back towards the original along its own line, by bisection, as far as the saved picture still does it."""
+        rows = found.success.nonzero()[:, 0]
+        change = found.pixels[rows] - self.original[rows]
+        low, high = torch.zeros(len(rows)), torch.ones(len(rows))
+        for _ in range(HALVINGS if len(rows) else 0):
+            middle = (low + high) / 2
+            shorter = quantised(self.original[rows] + change * middle.to(change)[:, None, None, None])
+            fine = self._judge(shorter, rows)
+            found.judged[rows] += 1
+            found.pixels[rows[fine]] = shorter[fine]
+            low, high = torch.where(fine, low, middle), torch.where(fine, middle, high)
 
     def _bisect(self, found: descent.Search, most: Tensor, tried: list[list[tuple[float, bool]]]) -> None:
         """Halve between the largest epsilon that failed and the smallest that did it, from what did it scaled down."""
@@ -168,11 +183,15 @@ class _Batch:
             return margin(self.said.through(self.cases[0].path, pixels), self.to[rows[index]], self.own[rows[index]])
 
         def judge(pixels: Tensor, index: Tensor) -> Tensor:
-            scores = self.said.scores_on_disk(byte(pixels).cpu(), self.folder)
-            return margin(scores, self.to[rows[index]], self.own[rows[index]]) > self.search.lead
+            return self._judge(pixels, rows[index])
 
         how = {name: getattr(self.search, name) for name in ("steps", "restarts", "lead", "seed")}
         return descent.descend(self.original[rows], budget, lead, judge, start=start, **how)
+
+    def _judge(self, pixels: Tensor, rows: Tensor) -> Tensor:
+        """Do the saved pictures do it? bool [rows]"""
+        scores = self.said.scores_on_disk(byte(pixels).cpu(), self.folder)
+        return margin(scores, self.to[rows], self.own[rows]) > self.search.lead
 
     def _needed(self, pixels: Tensor, most: Tensor) -> Tensor:
         """The epsilon that a picture needs, at most that of its budget."""

@@ -5,7 +5,7 @@
     d_{k+1}  = P(d_k + a_k sign(g_k))     or, under an L2 or similarity budget,     P(d_k + a_k g_k / |g_k|_2)
     q_k      = 8-bit(x + d_k)
 
-``P`` is the projection onto the budget and 0..1, ``a_k`` falls from the budget to a tenth of it along a cosine. The model is always asked about
+``P`` is the projection onto the budget and 0..1, ``a_k`` falls from half the budget to a tenth of it along a cosine. The model is always asked about
 the 8-bit picture q, and its gradient there is taken for the gradient at x + d (rounding passes it on as it is). A row that a judge accepts
 leaves the batch; rows never share anything, so a batch gives what its rows give alone. The margin, not the cross-entropy: its gradient does not
 vanish where the model is sure (Carlini & Wagner 2017).
@@ -24,8 +24,8 @@ from zeroline.maths.budgets import Budget, quantised
 Margin = Callable[[Tensor, Tensor], Tensor]  # pixels [rows, 3, h, w], which pictures they are of [rows] -> margins [rows], with a graph
 Judge = Callable[[Tensor, Tensor], Tensor]  # the same -> bool [rows]: does the saved picture do it?
 MOMENTUM = 0.75
-_LAST = 0.1  # of the first step
-_SLIGHT, _FREE = 1 / 255, 16 / 255  # steps where similarity, or only a place, bounds the change
+_FIRST, _LAST = 0.5, 0.1  # steps as shares of the budget
+_SLIGHT, _FREE = 2 / 255, 32 / 255  # steps where similarity, or only a place, bounds the change
 
 
 class Search:
@@ -115,7 +115,7 @@ def _attempt(original: Tensor, budget: Budget, margin: Margin, judge: Judge, sea
 
 def _step(direction: Tensor, budget: Budget, progress: float) -> Tensor:
     """The step along the momentum, [rows, 3, height, width]: by length under L2 and similarity, else by signs."""
-    share = _LAST + (1 - _LAST) * (1 + math.cos(math.pi * progress)) / 2
+    share = _LAST + (_FIRST - _LAST) * (1 + math.cos(math.pi * progress)) / 2
     size = share * _row(_reach(budget).to(direction))
     if _by_length(budget):
         return size * direction / _row(direction.flatten(1).norm(dim=1).clamp_min(1e-30))
@@ -133,7 +133,7 @@ def _by_length(budget: Budget) -> bool:
 
 
 def _reach(budget: Budget) -> Tensor:
-    """The longest step per row: the budget; under similarity, as if each channel that may change moved by a level."""
+    """The longest step per row: the budget; under similarity, as if each channel that may change moved by two levels."""
     if budget.l2 is not None:
         return budget.l2
     if budget.ssim is not None:
