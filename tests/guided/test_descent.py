@@ -152,7 +152,9 @@ def test_a_row_leaves_at_the_first_picture_that_the_judge_accepts():
 def test_a_picture_that_does_it_already_costs_one_look():
     original, *numbers = toy(2)
     margin = Margin(*numbers)
-    found = descent.descend(torch.from_numpy(original), budgets()["l2"], margin, lambda p, r: torch.ones(len(r), dtype=torch.bool), steps=STEPS, lead=-1e6)
+    found = descent.descend(
+        torch.from_numpy(original), budgets()["l2"], margin, lambda p, r: torch.ones(len(r), dtype=torch.bool), steps=STEPS, lead=-1e6
+    )
     assert torch.equal(found.pixels, torch.from_numpy(original))
     assert found.evaluations.tolist() == [1]
 
@@ -233,7 +235,9 @@ def test_rows_of_a_batch_are_what_they_are_alone(restarts):
 def test_nothing_that_is_asked_leaves_the_budget(name):
     original, *numbers = toy(4)
     budget, margin = budgets()[name], Margin(*numbers)
-    descent.descend(torch.from_numpy(original), budget, margin, never, steps=6, restarts=3, seed=1, start=torch.full((1, 3, HEIGHT, WIDTH), 0.5).double())
+    descent.descend(
+        torch.from_numpy(original), budget, margin, never, steps=6, restarts=3, seed=1, start=torch.full((1, 3, HEIGHT, WIDTH), 0.5).double()
+    )
     assert len(margin.seen) == 21
     for pixels, _ in margin.seen:
         assert torch.equal(pixels, quantised(pixels))

@@ -116,7 +116,9 @@ def test_the_a_of_lab_is_no_alpha():
     assert eight_bit(Image.new("LAB", (12, 12)))[1] == "LAB converted to RGB"
 
 
-@pytest.mark.xfail(strict=True, reason="pictures.eight_bit looks for 'A' among the bands; premultiplied alpha is 'a' (RGBa), and is dropped without a word")
+@pytest.mark.xfail(
+    strict=True, reason="pictures.eight_bit looks for 'A' among the bands; premultiplied alpha is 'a' (RGBa), and is dropped without a word"
+)
 def test_premultiplied_alpha_is_alpha():
     assert "transparency dropped" in eight_bit(with_alpha(PHOTO).convert("RGBa"))[1]
 

@@ -46,7 +46,13 @@ def clip(**how):
 def torchvision(image):
     from torchvision.transforms import v2
 
-    steps = [v2.ToImage(), v2.Resize(32, antialias=True), v2.CenterCrop(28), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.2] * 3)]
+    steps = [
+        v2.ToImage(),
+        v2.Resize(32, antialias=True),
+        v2.CenterCrop(28),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.5] * 3, [0.2] * 3),
+    ]
     return v2.Compose(steps)(image)[None]
 
 
@@ -65,7 +71,9 @@ LINEAR = {
     "BGR": lambda image: ((tensor(image) - MEAN) / STD).flip(1),
     "grey, three times": lambda image: tensor(image.convert("L").convert("RGB")),
     "grey, once": lambda image: tensor(image.convert("L"))[:, :1],
-    "mixed colours": lambda image: torch.einsum("ck,bkhw->bchw", torch.tensor([[0.5, 0.3, 0.2], [-0.2, 0.9, 0.1], [0.0, 0.4, -1.0], [1.0, 0, 0]]), tensor(image)),
+    "mixed colours": lambda image: torch.einsum(
+        "ck,bkhw->bchw", torch.tensor([[0.5, 0.3, 0.2], [-0.2, 0.9, 0.1], [0.0, 0.4, -1.0], [1.0, 0, 0]]), tensor(image)
+    ),
     "smoothed": lambda image: tensor(image.filter(ImageFilter.GaussianBlur(1))),
     "floating-point bicubic": lambda image: F.interpolate(tensor(image), (30, 31), mode="bicubic", antialias=True),
     "bilinear without antialias": lambda image: F.interpolate(tensor(image), (16, 19), mode="bilinear"),
@@ -176,7 +184,14 @@ def test_a_tensor_stays_a_tensor_and_a_mapping_keeps_what_lies_beside_the_image(
 
     def preprocess(image):
         mask = torch.arange(6).view(1, 6)
-        return {"mask": mask, "picture": tensor(image), "size": torch.tensor([[HEIGHT, WIDTH]]), "scale": torch.tensor(2.0), "how": "plain", "none": None}
+        return {
+            "mask": mask,
+            "picture": tensor(image),
+            "size": torch.tensor([[HEIGHT, WIDTH]]),
+            "scale": torch.tensor(2.0),
+            "how": "plain",
+            "none": None,
+        }
 
     path = measured(preprocess, PHOTO)
     found = path.inputs(torch.stack([pixels(PHOTO), pixels(OTHER), pixels(PHOTO)]))
@@ -229,7 +244,9 @@ def test_a_pixel_goes_to_the_cell_that_it_changes_most(name):
     cell = (torch.arange(high) * grid[0] // high)[:, None] * grid[1] + (torch.arange(wide) * grid[1] // wide)[None, :]
     still = preprocess(base)
     draw = np.random.default_rng(0)
-    for row, column in itertools.chain(zip(draw.integers(0, HEIGHT, 40), draw.integers(0, WIDTH, 40)), [(0, 0), (HEIGHT - 1, WIDTH - 1), (0, WIDTH - 1)]):
+    for row, column in itertools.chain(
+        zip(draw.integers(0, HEIGHT, 40), draw.integers(0, WIDTH, 40)), [(0, 0), (HEIGHT - 1, WIDTH - 1), (0, WIDTH - 1)]
+    ):
         lit = base.copy()
         lit.putpixel((int(column), int(row)), (255, 255, 255))
         moved = (preprocess(lit) - still)[0].abs().sum(0)
