@@ -23,10 +23,12 @@ check: $(VENV)/ready-test
 	$(BIN)/python -m pytest --doctest-modules src/zeroline
 
 bench: $(VENV)/ready-test
+	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/integrated_gradients.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/eclip.py
+	$(BIN)/python benchmarks/rewriting.py
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

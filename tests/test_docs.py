@@ -50,9 +50,10 @@ def _run(arguments):
         assert not ended.code, ended.code
 
 
-@pytest.mark.parametrize("name", ["attention", "baselines", "clip", "guidance"])
-def test_pages_print_what_they_show(name):
+@pytest.mark.parametrize("name", ["attention", "baselines", "clip", "guidance", "rewriting"])
+def test_pages_print_what_they_show(name, tmp_path, monkeypatch):
     """The Python blocks of a page, run one after the other, print its text blocks."""
+    monkeypatch.chdir(tmp_path)  # some write pictures
     page = (ROOT / f"docs/{name}.md").read_text()
     code, shown = (re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL) for language in ("python", "text"))
     printed = io.StringIO()
@@ -91,6 +92,9 @@ def test_every_command_that_is_shown_runs(command, tmp_path, monkeypatch, capsys
     sample.image.save("nine.png")
     zoo.samples("digits-vit")[12].image.save("pair.png")
     Image.fromarray(sample.masks[0].numpy()).save("mask.png")
+    (tmp_path / "pictures").mkdir()
+    for one in zoo.test_set("digits-vit")[:3]:
+        one.image.save(tmp_path / "pictures" / f"{one.name}.png")
     _run(shlex.split(command)[1:])
     assert "error" not in capsys.readouterr().err
     assert (tmp_path / "out" / "figure.png").exists()

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from guided.rewriting_toys import Bent, Linear, R, changed, lagging, levels, photo, sized, tensor, two_classes
 from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import linprog
@@ -15,6 +14,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
 import zeroline as zl
+from guided.rewriting_toys import Bent, Linear, R, changed, lagging, levels, photo, sized, tensor, two_classes
 from zeroline import zoo
 from zeroline.errors import GradientError, InputError, ModelStateError, NonFiniteError, NotFoundError, TargetError, UsageError
 from zeroline.guided.survival import HANDLINGS
@@ -789,7 +789,7 @@ def test_a_picture_smaller_than_a_patch_is_refused(bent, digits_vit):
         zl.rewrite(digits_vit, photo(7, 64), to="second")
 
     class Patched(Bent):
-        class config:  # noqa: N801
+        class config:
             patch_size = 16
 
     refused(InputError, "the picture is 15 x 40; at least 16 x 16", Patched(HEIGHT, WIDTH).eval(), photo(40, 15))

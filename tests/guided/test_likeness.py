@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from guided.rewriting_toys import levels, photo, tensor
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from guided.rewriting_toys import levels, photo, tensor
 from zeroline.guided.likeness import WINDOW, decibels, similarity
 
 

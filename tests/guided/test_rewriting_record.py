@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from guided.rewriting_toys import Bent, levels, photo, sized
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import zeroline as zl
+from guided.rewriting_toys import Bent, levels, photo, sized
 from zeroline import records, zoo
 from zeroline.errors import LoadError, UsageError
 from zeroline.rewriting import Rewriting, amount, write_png
@@ -195,7 +195,7 @@ def test_folders_that_are_none_are_refused(toy, tmp_path):
 class Torn:
     """Writes half a picture, then fails."""
 
-    def save(self, path, format):  # noqa: A002
+    def save(self, path, format):
         path.write_bytes(b"half")
         raise OSError("disk full")
 

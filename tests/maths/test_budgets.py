@@ -58,7 +58,7 @@ def test_whole_levels_stay_as_they_are():
 
 
 def test_the_norms_are_those_of_numpy_row_by_row():
-    original, change, _ = drawn(0)
+    _, change, _ = drawn(0)
     flat = change.numpy().reshape(3, -1)
     assert l2(change).numpy() == pytest.approx(np.linalg.norm(flat, axis=1))
     assert linf(change).numpy() == pytest.approx(np.linalg.norm(flat, np.inf, axis=1))
@@ -66,7 +66,7 @@ def test_the_norms_are_those_of_numpy_row_by_row():
 
 def test_a_long_sum_of_squares_loses_nothing_in_single_precision():
     change = torch.full((1, 3, 512, 512), 1 / 255)
-    assert float(l2(change)) == pytest.approx(np.sqrt(3 * 512 * 512) / 255, rel=1e-6)
+    assert float(l2(change)) == pytest.approx(np.sqrt(3 * 512 * 512) * float(np.float32(1 / 255)), rel=1e-12)
 
 
 @pytest.mark.parametrize("level", [*range(1, 40), 100, 127, 200, 254, 255])
@@ -75,6 +75,7 @@ def test_an_epsilon_between_two_levels_allows_the_lower(level):
     assert whole_levels((level + 0.99) / 255) == level
     assert whole_levels((level - 0.01) / 255) == level - 1
     assert whole_levels(float(np.float32(level / 255))) == level
+    assert whole_levels(sum([1 / 255] * level)) == level  # a little less than the quotient, or more
 
 
 @pytest.mark.parametrize("seed", range(3))

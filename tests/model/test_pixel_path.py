@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from guided.rewriting_toys import R, levels, photo, sized, tensor
 from PIL import Image, ImageFilter, ImageOps
 
+from guided.rewriting_toys import R, levels, photo, sized, tensor
 from zeroline import zoo
 from zeroline.errors import InputError
 from zeroline.model.pixel_path import measured
@@ -66,6 +66,7 @@ LINEAR = {
     "letterboxed": lambda image: tensor(ImageOps.pad(image, (64, 64))),
     "letterboxed in a colour": lambda image: (tensor(ImageOps.pad(image, (33, 64), color=(120, 30, 200))) - MEAN) / STD,
     "padded by reflection": lambda image: F.pad(tensor(image), (4, 5, 6, 7), mode="reflect"),
+    "padded, then smaller": lambda image: tensor(ImageOps.expand(image, (5, 3), (20, 200, 90)).resize((22, 17), R.BILINEAR)),
     "mirrored": lambda image: tensor(ImageOps.mirror(image)),
     "upside down and smaller": lambda image: tensor(ImageOps.flip(image).resize((30, 20))),
     "BGR": lambda image: ((tensor(image) - MEAN) / STD).flip(1),
@@ -270,6 +271,7 @@ REFUSED = {
     "gamma 1.1": lambda image: tensor(image) ** 1.1,
     "solarised": lambda image: tensor(ImageOps.solarize(image)),
     "posterised": lambda image: tensor(ImageOps.posterize(image, 4)),
+    "posterised to 64 levels": lambda image: tensor(ImageOps.posterize(image, 6)),  # by three levels at most
     "sharpened": lambda image: tensor(image.filter(ImageFilter.SHARPEN)),
     "median": lambda image: tensor(image.filter(ImageFilter.MedianFilter(3))),
     "turned by 90 degrees": lambda image: tensor(image.rotate(90, expand=True)),
@@ -318,7 +320,7 @@ def test_a_lone_difference_is_refused_though_the_mean_is_small():
     def preprocess(image):
         found = tensor(image)
         if len(np.unique(levels(image))) > 100:  # the picture itself, not those that it is measured with
-            found[..., 7, 9] = 1 - found[..., 7, 9]
+            found[..., 7, 9] += 20 / 255  # 0.4 levels in the mean
         return found
 
     with pytest.raises(InputError, match="does more than"):
