@@ -136,8 +136,8 @@ def squares() -> tuple[list[Any], list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--fewer", type=int, default=150, help="for the tables of patches and of handling")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--fewer", type=int, default=100, help="for the tables of patches and of handling")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     chosen = zoo.scenes("digits-vit", arguments.images, seed=SEED)

@@ -106,7 +106,7 @@ class Rewriting:
             ("gradient evaluations", str(self.evaluations)),
         ]
         if self.tried:
-            name = "linf" if "linf" in self.budget else "l2"
+            name = "l2" if "l2" in self.budget else "linf"
             found.append(("tried", ", ".join(f"{amount(name, epsilon)} {'yes' if good else 'no'}" for epsilon, good in self.tried)))
         found += [(f"after {name}", f"{one.rewritten} (the original: {one.original})") for name, one in self.survival.items()]
         return found
@@ -153,21 +153,24 @@ class Rewriting:
         record, tensors = records.read(path, "a rewriting")
         if record.get("kind") != KIND or record.get("format") != FORMAT:
             raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
-        relevance = {when: Relevance.unpacked(own, one, str(path)) for when, own, one in records.apart(tensors, record["relevance"])}
-        known = {name: value for name, value in record.items() if name not in ("kind", "format")}
-        return cls(
-            **{
-                **known,
-                "original": tensors["original"],
-                "rewritten": tensors["rewritten"],
-                "psnr": math.inf if record["psnr"] is None else record["psnr"],
-                "grid": tuple(record["grid"]),
-                "survival": {name: Survival(**one) for name, one in record["survival"].items()},
-                "tried": tuple((epsilon, good) for epsilon, good in record["tried"]),
-                "relevance": relevance,
-                "notes": tuple(record["notes"]),
-            }
-        )
+        try:
+            relevance = {when: Relevance.unpacked(own, one, str(path)) for when, own, one in records.apart(tensors, record["relevance"])}
+            known = {name: value for name, value in record.items() if name not in ("kind", "format")}
+            return cls(
+                **{
+                    **known,
+                    "original": tensors["original"],
+                    "rewritten": tensors["rewritten"],
+                    "psnr": math.inf if record["psnr"] is None else record["psnr"],
+                    "grid": tuple(record["grid"]),
+                    "survival": {name: Survival(**one) for name, one in record["survival"].items()},
+                    "tried": tuple((epsilon, good) for epsilon, good in record["tried"]),
+                    "relevance": relevance,
+                    "notes": tuple(record["notes"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as problem:
+            raise LoadError(f"{str(path)!r} is a damaged rewriting: {problem}") from None
 
     def __repr__(self) -> str:
         return f"Rewriting\n{aligned(self.rows())}"

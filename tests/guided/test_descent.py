@@ -180,28 +180,31 @@ def test_without_success_the_largest_margin_seen_is_kept():
 
 
 def test_the_judge_is_asked_of_leads_only_and_after_a_refusal_of_greater_ones_only():
-    original, *numbers = toy(3, rows=4)
-    margin, asked, leads, least = Margin(*numbers), [], 0, 0
-    lead = float(margin.value(torch.from_numpy(original)).median())
+    draw = np.random.default_rng(0)
+    original = torch.zeros(4, 3, 2, 2, dtype=torch.float64)
+    search, asked, expected = descent.Search(original, 0.3), [], []
+    needed, largest = np.full(4, 0.3), np.full(4, -np.inf)
+    for look in range(30):
+        rows = np.sort(draw.choice(4, draw.integers(1, 5), replace=False))
+        margins = draw.normal(size=len(rows))
+        pixels = torch.full((len(rows), 3, 2, 2), look / 100, dtype=torch.float64)
 
-    def refuse(pixels, rows):
-        asked.extend(zip(rows.tolist(), margin.value(pixels).tolist()))
-        return torch.zeros(len(rows), dtype=torch.bool)
+        def refuse(shown, index, look=look):
+            asked.extend((look, row) for row in index.tolist())
+            return torch.zeros(len(index), dtype=torch.bool)
 
-    budget = Budget(torch.ones(4, 1, HEIGHT, WIDTH, dtype=torch.bool), linf=torch.full((4,), 90 / 255, dtype=torch.float64))
-    found = descent.descend(torch.from_numpy(original), budget, margin, refuse, steps=20, lead=lead, restarts=2)
-    for row in range(4):
-        needed, expected = lead, []
-        for pixels, rows in margin.seen:
-            for value in margin.value(pixels[rows == row]).tolist():
-                leads += value > lead
-                if value > needed + 1e-9:
-                    expected.append(value)
-                    needed = value
-        assert [value for r, value in asked if r == row] == pytest.approx(expected)
-        assert int(found.judged[row]) == len(expected)
-        least += len(expected)
-    assert 0 < least < leads
+        search.see(torch.from_numpy(rows), pixels, torch.from_numpy(margins), refuse)
+        expected += [(look, row) for row, value in zip(rows.tolist(), margins) if value > needed[row]]
+        for row, value in zip(rows, margins):
+            needed[row] = max(needed[row], value)
+            if value > largest[row]:
+                largest[row] = value
+                original[row] = look / 100
+        assert torch.equal(search.pixels, original)  # of the largest margin so far
+    assert asked == expected
+    assert 8 < len(expected) < 40
+    assert search.judged.tolist() == [sum(row == r for _, r in expected) for row in range(4)]
+    assert not search.success.any()
 
 
 def mixed(rows=5):

@@ -148,11 +148,6 @@ def test_amounts_have_their_units():
     assert amount("ssim", 0.98) == "0.98"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="rewriting.Rewriting.rows: tried is named linf wherever linf is in the budget, but with both budgets smallest bisects l2 (cases.Asked.epsilon): "
-    "an L2 of 1 is printed as 255/255",
-)
 def test_what_was_tried_under_both_budgets_is_said_in_l2():
     model = Bent(24, 32).double().eval()
     found = zl.rewrite(model, PHOTO, to="second", l2=1.0, linf=9 / 255, smallest=True, preprocess=sized(32, 24), relevance=False, steps=8)
@@ -243,10 +238,6 @@ def test_damaged_files_are_a_load_error(toy, tmp_path, damage):
         Rewriting.load(tmp_path)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="rewriting.Rewriting.load: a record of the right kind and format that lacks a tensor or a field raises KeyError or TypeError, not LoadError",
-)
 @pytest.mark.parametrize("lacking", ["rewritten", "original", "grid", "survival", "own", "tried"])
 def test_a_record_that_lacks_something_is_a_load_error(toy, tmp_path, lacking):
     toy.save(tmp_path)

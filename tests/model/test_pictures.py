@@ -10,7 +10,6 @@ from zeroline.errors import InputError
 from zeroline.model.pictures import byte, eight_bit, image_among, picture, pixels_of, place_seen
 
 PHOTO = photo(13, 17)
-quiet = pytest.mark.filterwarnings("ignore:.*getdata is deprecated:DeprecationWarning")
 
 
 def grey16(values):
@@ -73,7 +72,6 @@ def test_a_transparent_colour_of_a_palette_is_said_too(tmp_path):
     assert np.array_equal(levels(found), levels(PHOTO.quantize(16)))
 
 
-@quiet
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
 def test_sixteen_bits_become_eight_by_rounding(mode):
     values = np.arange(65536).reshape(128, 512)
@@ -83,7 +81,6 @@ def test_sixteen_bits_become_eight_by_rounding(mode):
     assert note == "16-bit grey brought to 8 bits per channel"
 
 
-@quiet
 def test_a_sixteen_bit_png_from_disk_is_read_in_full(tmp_path):
     values = np.linspace(0, 65535, 13 * 17).reshape(13, 17).astype(np.uint16)
     grey16(values).save(tmp_path / "deep.png")
@@ -93,7 +90,6 @@ def test_a_sixteen_bit_png_from_disk_is_read_in_full(tmp_path):
     assert "16-bit" in note
 
 
-@quiet
 def test_floating_point_levels_are_rounded_and_clipped():
     values = np.array([[0.0, 254.6, 300.0], [-4.0, 12.4, 12.6]], np.float32)
     found, note = eight_bit(Image.fromarray(values))
@@ -101,23 +97,15 @@ def test_floating_point_levels_are_rounded_and_clipped():
     assert note == "floating-point grey brought to 8 bits per channel"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="pictures.eight_bit reads image.getdata(), which Pillow 12.1 deprecates and Pillow 14 removes; np.asarray(image) or get_flattened_data",
-)
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
 def test_deep_pictures_are_converted_without_a_warning(mode):
     eight_bit(PHOTO.convert("L").convert(mode) if mode != "I;16" else grey16(np.ones((12, 12))))
 
 
-@pytest.mark.xfail(strict=True, reason="pictures.eight_bit takes the A of LAB (a colour) for alpha: 'LAB converted to RGB, its transparency dropped'")
 def test_the_a_of_lab_is_no_alpha():
     assert eight_bit(Image.new("LAB", (12, 12)))[1] == "LAB converted to RGB"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="pictures.eight_bit looks for 'A' among the bands; premultiplied alpha is 'a' (RGBa), and is dropped without a word"
-)
 def test_premultiplied_alpha_is_alpha():
     assert "transparency dropped" in eight_bit(with_alpha(PHOTO).convert("RGBa"))[1]
 

@@ -99,7 +99,10 @@ def level_of(preprocess):
 
 @pytest.mark.parametrize("how", FILTERS, ids=lambda how: how.name.lower())
 @pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
-def test_the_matrices_are_those_of_pil_in_floating_point(size, how):
+def test_the_matrices_are_those_of_pil_in_floating_point(request, size, how):
+    if size == (7, 5) and how == R.LANCZOS:
+        reason = "pixel_path._axis: few outputs to average rounding over, and tails below _NOTHING; a plain Lanczos resize of 40 x 52 to 5 x 7 is refused (2.4)"
+        request.applymarker(pytest.mark.xfail(strict=True, raises=InputError, reason=reason))
     path = measured(sized(*size, how), PHOTO)
     assert path.size == (HEIGHT, WIDTH)
     assert path.rows.numpy() == pytest.approx(pil_matrix(HEIGHT, size[1], how), abs=0.012)
@@ -117,8 +120,8 @@ def test_the_matrices_are_those_of_pil_in_floating_point(size, how):
             R.BICUBIC,
             marks=pytest.mark.xfail(
                 strict=True,
-                reason="pixel_path._axis: the offsets `other` are whole levels, so every line rounds alike and the error of a weight (to 0.5/128) does not "
-                "average out; at 18 pixels per pixel it is as large as the tails, and a plain bicubic resize is refused (off by 1.9 levels; 0.3 with PIL's matrices)",
+                reason="pixel_path._axis: the rounding of a weight (to 0.5/128) is averaged over the 16 or 24 outputs of the other axis only; at 18 pixels per pixel "
+                "what remains is as large as the tails, and a plain bicubic resize is refused (off by 1.9 levels; 0.3 with PIL's matrices)",
             ),
         ),
     ],
@@ -288,20 +291,7 @@ def test_what_is_more_than_resize_crop_pad_and_normalise_is_refused(name):
         measured(REFUSED[name], PHOTO)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="pixel_path.measured checks the path on the picture itself only; on a flat picture the step is the identity, so gap is 0 and the "
-                "path (weights near 0 for equalise/autocontrast, of a mean for median) is taken. pixel_path._axis could compare total with sums",
-            ),
-        )
-        for name in ("equalised", "autocontrast", "median")
-    ],
-)
+@pytest.mark.parametrize("name", ["equalised", "autocontrast", "median", "sharpened", "gamma 2.2"])
 def test_what_is_refused_is_refused_on_a_flat_picture_too(name):
     with pytest.raises(InputError, match="does more than"):
         measured(REFUSED[name], Image.new("RGB", (WIDTH, HEIGHT), (128, 128, 128)))
@@ -327,11 +317,6 @@ def test_a_lone_difference_is_refused_though_the_mean_is_small():
         measured(preprocess, PHOTO)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="pixel_path.measured picks clamped=True on a tie (no overshoot on the first picture); Cases.of reuses that path for every picture of the size "
-    "by checked_on, which never tries clamped=False again: a picture that is fine alone is refused behind a smooth one",
-)
 def test_a_path_measured_on_a_smooth_picture_holds_for_a_hard_one():
     def preprocess(image):
         return F.interpolate(tensor(image), (32, 32), mode="bicubic")

@@ -44,6 +44,8 @@ class Asked:
             raise UsageError(f"ssim={ssim:g} was asked; the least similarity lies between 0 and 1 (1 is the same picture)")
         if linf is None and l2 is None and ssim is None and patches is None and not placed:
             linf = DEFAULT_LINF
+        if l2 is not None and l2 < (1 - 1e-6) / LEVELS:
+            raise UsageError(f"l2={l2:.3g} is less than 1/255, one level of one channel: nothing that is saved could differ")
         if linf is not None:
             if linf > 1:
                 raise UsageError(f"linf={linf:g}: pixels lie in 0..1; write {linf:g} levels as {linf:g}/255")
@@ -108,6 +110,8 @@ class Cases:
         if min(image.size) < least:
             raise InputError(f"the picture is {image.width} x {image.height}; at least {least} x {least} pixels are needed (a patch, SSIM's window)")
         row = self.said.scores([image])[0]
+        if len(row) < 2:
+            raise TargetError("the model has one class; there is none to rewrite to")
         known = self._paths.get(image.size)
         path = measured(self.said.preprocess, image) if known is None else known.checked_on(self.said.preprocess, image)
         self._paths[image.size] = path

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zeroline.errors import UsageError
+from zeroline.errors import UsageError, ZerolineError
 from zeroline.guided import descent
 from zeroline.guided.cases import Asked, Case, Cases, Search, relevance_of
 from zeroline.guided.classifier import BATCH, Classifier, margin
@@ -64,7 +64,7 @@ def rewrite(
         to: a class (index or label), ``"second"`` (the runner-up) or ``"any"`` (whichever is reached first); or one per image.
         linf: the most that any channel of any pixel may change, of 1 (``2 / 255``): rounded down to whole levels. l2: the Euclidean length of the
             change over all pixels and channels, pixels in 0..1. ssim: the least structural similarity. They may be combined; with none of the
-            three, L-infinity 4/255, or where ``patches`` or ``where`` is given, no bound on the pixels that may be changed.
+            three, L-infinity 4/255, or where ``patches`` or every image's ``where`` is given, no bound on the pixels that may be changed.
         patches: so many patches may be changed: those where ``where`` has most pixels, or without it those with the most attention relevance for the
             present class. where: bool [height, width] per image; without ``patches``, only its pixels may be changed.
         smallest: look by bisection for the least epsilon that succeeds: whole levels under L-infinity, to 5 % under L2; the budget is the most.
@@ -91,7 +91,7 @@ def rewrite(
             raise UsageError(f"{len(given)} {what} were given for {len(images)} images")
     if not images:
         raise UsageError("no image was given")
-    asked = Asked.checked(linf, l2, patches, ssim, placed=any(place is not None for place in places))
+    asked = Asked.checked(linf, l2, patches, ssim, placed=all(place is not None for place in places))
     search = Search(steps, restarts, lead, seed, smallest)
     if smallest and asked.linf is None and asked.l2 is None:
         raise UsageError("smallest looks for the least epsilon of an L-infinity or L2 budget; give linf= or l2= as the most to try")
@@ -109,9 +109,9 @@ def rewrite(
 
 def rewritten(said: Classifier, cases: Sequence[Case], asked: Asked, search: Search) -> Iterator[tuple[int, Rewriting]]:
     """(number of the case, its record), batch by batch of pictures of one size."""
-    groups: dict[tuple[int, int], list[int]] = {}
+    groups: dict[tuple[Any, bool], list[int]] = {}
     for number, case in enumerate(cases):
-        groups.setdefault(case.path.size, []).append(number)
+        groups.setdefault((case.path.size, case.path.clamped), []).append(number)
     with tempfile.TemporaryDirectory() as folder:
         for group in groups.values():
             for start in range(0, len(group), BATCH):
@@ -223,6 +223,7 @@ class _Batch:
             change = levels[i].double() - before.double()
             cells = case.path.cells(case.grid)[(levels[i] != before).any(0)]
             settings = {**asdict(self.search), "own": case.own, "to": to, "asked": "any" if case.to < 0 else self.said.name(case.to)}
+            survival, missing = self._survival(case.image, picture(levels[i]), to)
             records.append(
                 Rewriting(
                     original=before,
@@ -243,18 +244,23 @@ class _Batch:
                     budget=self.asked.to_dict(),
                     settings={**settings, "gap": case.path.gap},
                     tried=tuple(tried[i]),
-                    survival=self._survival(case.image, picture(levels[i]), to),
-                    notes=(case.note,) if case.note else (),
+                    survival=survival,
+                    notes=tuple(note for note in (case.note, *missing) if note),
                 )
             )
         return records
 
-    def _survival(self, original: Any, rewritten: Any, to: int) -> dict[str, Survival]:
-        found = {}
+    def _survival(self, original: Any, rewritten: Any, to: int) -> tuple[dict[str, Survival], list[str]]:
+        """The answers after each handling, and a note for each whose picture the model does not take (one of another size, say)."""
+        found, missing = {}, []
         for name, handled in HANDLINGS.items():
-            before, after = (int(self.said.scores([handled(image)])[0].argmax()) for image in (original, rewritten))
+            try:
+                before, after = (int(self.said.scores([handled(image)])[0].argmax()) for image in (original, rewritten))
+            except (RuntimeError, ValueError, ZerolineError) as reason:
+                missing.append(f"{name}: the model does not take the picture ({str(reason).splitlines()[0]})")
+                continue
             found[name] = Survival(self.said.name(before), self.said.name(after), after == to)
-        return found
+        return found, missing
 
 
 def _explained(said: Classifier, one: Rewriting, case: Case) -> Rewriting:

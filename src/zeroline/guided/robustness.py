@@ -17,6 +17,7 @@ from zeroline.errors import UsageError, ZerolineError
 from zeroline.guided.cases import Asked, Case, Cases, Search, relevance_of
 from zeroline.guided.class_rewriting import Report, rewritten
 from zeroline.guided.classifier import BATCH, Classifier, margin
+from zeroline.guided.survival import HANDLINGS
 from zeroline.maths.rank import spearman
 from zeroline.model.ask import labels_of
 from zeroline.model.preprocessing import preprocessing_of
@@ -76,8 +77,8 @@ def robustness(
                 report(done + 1, len(cases))
         fragility = torch.stack([_fragility(said, case, one) for case, one in zip(cases, found)])
         agreement = torch.tensor([_agreement(said, case, map_) for case, map_ in zip(cases, fragility)], dtype=torch.float64)
-    successes = [one for one in found if one.success]
-    handled = {title: sum(one.survival[title].kept for one in successes) / len(successes) for title in (successes[0].survival if successes else ())}
+    handled = {title: [one.survival[title].kept for one in found if one.success and title in one.survival] for title in HANDLINGS}
+    survived = {title: sum(kept) / len(kept) for title, kept in handled.items() if kept}
     smallest = [(one.linf if asked.l2 is None else one.l2) if one.success else math.inf for one in found]
     return Robustness(
         model=name or type(model).__name__,
@@ -92,7 +93,7 @@ def robustness(
         evaluations=torch.tensor([one.evaluations for one in found]),
         fragility=fragility,
         agreement=agreement,
-        survived=handled,
+        survived=survived,
         settings={"to": str(to), "steps": steps, "restarts": restarts, "seed": seed, "grid": list(cases[0].grid)},
         failures=failures,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,11 +47,11 @@ def eight_bit(image: Any) -> tuple[Any, str]:
     if image.mode == "RGB":
         return image, ""
     if image.mode == "F" or image.mode.startswith("I"):
-        levels = torch.tensor(list(image.getdata()), dtype=torch.float64).view(image.height, image.width)
+        levels = torch.from_numpy(np.array(image, dtype=np.float64))
         deepest = 255.0 if image.mode == "F" else 65535.0
         scaled = byte((levels / deepest)[None].expand(3, -1, -1))
         return picture(scaled), f"{'floating-point' if image.mode == 'F' else '16-bit'} grey brought to 8 bits per channel"
-    alpha = "A" in image.getbands() or "transparency" in image.info
+    alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     return image.convert("RGB"), f"{image.mode} converted to RGB" + (", its transparency dropped" if alpha else "")
 
 

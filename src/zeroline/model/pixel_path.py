@@ -26,8 +26,10 @@ from zeroline.model.pictures import image_among, picture, pixels_of
 
 Preprocess = Callable[[Any], Any]
 LOW, HIGH = 64, 192  # levels of the test pictures: what a sharp filter over- and undershoots stays within 0..255
+_NOISE = 32
 SPAN = 255 / (HIGH - LOW)
 _TAPS = 6  # a Lanczos kernel spans six input pixels per unit of zoom, the widest filter in use
+_AVERAGED = 64  # positions, at least, that a weight is averaged over
 _NOTHING = 2e-3  # a weight below it is rounding
 _WHOLE = 0.99  # of an output that pixels reach, not padding beside them
 _MOST = 1.5, 6.0  # levels that the path may be off: root mean square, and anywhere
@@ -75,14 +77,17 @@ class PixelPath:
         return torch.where((along[0][:, None] < 0) | (along[1][None, :] < 0), -1, cell)
 
     def checked_on(self, preprocess: Preprocess, image: Any) -> PixelPath:
-        """The same path, its gap that on another picture of this size; an InputError where it is none for that picture."""
-        gap, worst = self._off(image_among(preprocess(image))[1], image)
+        """The same path with the gap that it has on another picture of this size, clamped or not, whichever fits; else an InputError."""
+        truth = image_among(preprocess(image))[1]
+        either = [replace(self, clamped=clamped) for clamped in (True, False)]
+        best = min(either, key=lambda path: path._off(truth, image)[0])
+        gap, worst = best._off(truth, image)
         if not (gap <= _MOST[0] and worst <= _MOST[1]):
             raise InputError(
                 f"the preprocessing does more than resize, crop, pad and normalise: rebuilt as such it is off by {gap:.1f} levels of 255 on this"
                 f" picture ({worst:.0f} at most); a gradient through it would be wrong. Give a preprocess= without the rest"
             )
-        return replace(self, gap=gap)
+        return replace(best, gap=gap)
 
     def _off(self, truth: Tensor, image: Any) -> tuple[float, float]:
         """Root mean square and largest difference from a preprocessed picture, in levels of 1/255."""
@@ -96,7 +101,7 @@ def measured(preprocess: Preprocess, image: Any) -> PixelPath:
 
     Args:
         preprocess: a PIL image to the model's inputs: a tensor, or a mapping that holds one image [1, channels, h, w].
-        image: an RGB picture; its own pixels are what the path is checked on.
+        image: an RGB picture; its own pixels, and those of a textured test picture, are what the path is checked on.
 
     Raises:
         InputError: the preprocessing gives no image, is not the same twice, or does more than resize, crop, pad and normalise (how far off).
@@ -128,25 +133,27 @@ def measured(preprocess: Preprocess, image: Any) -> PixelPath:
         seen = (shown(pixels) - offset)[channel] / span[channel, row, column]
         return seen.movedim(along, 0)[:, share.amax(along) > _WHOLE].mean(1)
 
-    rows, columns = (_axis(profile, along, (height, width), share.amax(1 - along)) for along in (0, 1))
+    rows, columns = (
+        _axis(profile, along, (height, width), share.amax(1 - along), repeats=-(-_AVERAGED // share.shape[1 - along])) for along in (0, 1)
+    )
     full = preprocess(image)
     others = {} if name is None else {n: value for n, value in full.items() if n != name}
-    paths = [PixelPath(rows.float(), columns.float(), colours.float(), offset.float(), clamped, name, others) for clamped in (True, False)]
-    return min(paths, key=lambda path: path._off(given, image)[0]).checked_on(preprocess, image)
+    path = PixelPath(rows.float(), columns.float(), colours.float(), offset.float(), True, name, others)
+    path.checked_on(preprocess, picture(_textured(128, height, width)))  # a flat picture says little about what else is done
+    return path.checked_on(preprocess, image)
 
 
-def _axis(profile: Callable[[Tensor, int], Tensor], along: int, size: tuple[int, int], sums: Tensor) -> Tensor:
+def _axis(profile: Callable[[Tensor, int], Tensor], along: int, size: tuple[int, int], sums: Tensor, repeats: int) -> Tensor:
     """The matrix [outputs, inputs] of one axis, from combs: every K-th line of the picture is light, K wider than any filter."""
     length = size[along]
-    other = torch.randint(-8, 9, (size[1 - along],), generator=torch.Generator().manual_seed(0))  # its rounding then averages out
 
-    def lines(levels: Tensor) -> Tensor:
-        grey = levels[:, None] + other[None, :] if along == 0 else other[:, None] + levels[None, :]
-        return grey.round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1)
+    def answer(levels: Tensor) -> Tensor:
+        pictures = (_textured(levels[:, None] if along == 0 else levels[None, :], *size, seed) for seed in range(repeats))
+        return torch.stack([profile(one, along) for one in pictures]).mean(0)
 
     ramp = torch.linspace(LOW, HIGH, length, dtype=torch.float64)
-    dark = profile(lines(torch.full_like(ramp, LOW)), along)
-    centre = (profile(lines(ramp), along) - dark) * SPAN * (length - 1)  # the input line that an output is centred on
+    dark = answer(torch.full_like(ramp, LOW))
+    centre = (answer(ramp) - dark) * SPAN * (length - 1)  # the input line that an output is centred on
     centre = centre / sums.clamp_min(1e-3)
     reached = sums > _WHOLE
     zoom = float(centre[reached].diff().abs().median()) if int(reached.sum()) > 1 else float(length)
@@ -155,7 +162,7 @@ def _axis(profile: Callable[[Tensor, int], Tensor], along: int, size: tuple[int,
     for shift in range(step):
         levels = torch.full_like(ramp, LOW)
         levels[shift::step] = HIGH
-        weight = (profile(lines(levels), along) - dark) * SPAN
+        weight = (answer(levels) - dark) * SPAN
         lit = (((centre - shift) / step).round().long() * step + shift).clamp(min=shift, max=shift + (length - 1 - shift) // step * step)
         found[torch.arange(len(sums)), lit] = torch.where(weight.abs() > _NOTHING, weight, 0.0)
     total = found.sum(1)
@@ -182,6 +189,12 @@ def _parts(axis: Tensor, parts: int) -> Tensor:
 
 def _repeated(value: Tensor, count: int) -> Tensor:
     return value.expand(count, *value.shape[1:]) if value.ndim and value.shape[0] == 1 else value
+
+
+def _textured(levels: Tensor | int, height: int, width: int, seed: int = 0) -> Tensor:
+    """Grey levels with noise upon them, the same every time: what 8-bit steps round then differs from pixel to pixel, and averages out."""
+    noise = torch.randint(-_NOISE, _NOISE + 1, (height, width), generator=torch.Generator().manual_seed(seed))
+    return (levels + noise).round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1)
 
 
 def _flat(channel: int, height: int, width: int) -> Tensor:

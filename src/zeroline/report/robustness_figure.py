@@ -25,9 +25,7 @@ def figure(found: Sequence[Robustness]) -> Any:
         curve = one.curve()
         at = [point["epsilon"] * scale for point in curve]
         label = f"{one.model} ({len(one.names)} pictures)"
-        axes[0].plot(
-            at, [point["share"] for point in curve], color=colour, marker=mark, markersize=4, label=label
-        )
+        axes[0].plot(at, [point["share"] for point in curve], color=colour, marker=mark, markersize=4, label=label)
         axes[0].fill_between(at, [point["low"] for point in curve], [point["high"] for point in curve], color=colour, alpha=0.18, linewidth=0)
     axes[0].set_ylim(-0.02, 1.02)
     axes[0].set_xlabel("budget: " + ("L-infinity, levels of 1/255" if scale == 255 else "L2, pixels in 0..1"), fontsize=9)
