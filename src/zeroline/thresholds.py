@@ -170,8 +170,11 @@ class Robustness:
         record, tensors = records.read(path, "a robustness")
         if record.get("kind") != KIND or record.get("format") != FORMAT:
             raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
-        known: dict[str, Any] = {name: record[name] for name in ("model", "norm", "most", "survived", "settings", "failures")}
-        known |= {name: tuple(record[name]) for name in _LISTS} | {name: tensors[name] for name in _TENSORS}
+        try:
+            known: dict[str, Any] = {name: record[name] for name in ("model", "norm", "most", "survived", "settings", "failures")}
+            known |= {name: tuple(record[name]) for name in _LISTS} | {name: tensors[name] for name in _TENSORS}
+        except (KeyError, TypeError) as problem:
+            raise LoadError(f"{str(path)!r} is a damaged robustness record: {problem}") from None
         return cls(**known)
 
     def __repr__(self) -> str:
