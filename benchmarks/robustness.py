@@ -1,6 +1,7 @@
 """The tables of docs/rewriting.md: how small a change rewrites a class, for a Vision Transformer and a convolutional network.
 
     python benchmarks/robustness.py
+    python benchmarks/robustness.py --photograph docs/images/rewriting-photograph.png
 
 digits-vit and digits-cnn, trained alike, on the same photo-digits of a fresh seed; EfficientNet-Lite0 (ImageNet weights) on square crops of the
 photographs that scikit-image and scikit-learn ship. One thread; no timings.
@@ -21,6 +22,7 @@ import zeroline as zl
 from zeroline import zoo
 from zeroline.maths.evidence import chance, inside, pointing
 from zeroline.maths.intervals import wilson
+from zeroline.report import figure, rewriting_figure
 from zeroline.rewriting import Rewriting
 from zeroline.thresholds import Robustness
 
@@ -134,12 +136,31 @@ def squares() -> tuple[list[Any], list[str]]:
     return images, names
 
 
+def photograph(path: Path) -> None:
+    """A cat rewritten to a banana, as a figure."""
+    from only import make_importable
+
+    make_importable()
+    from oracles.real_models import efficientnet, opened, prepared
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    labels = {info.index_to_description(i).split(",")[0]: i for i in reversed(range(1000))}
+    found = zl.rewrite(efficientnet(), opened("chelsea.png"), to="banana", linf=2 / 255, preprocess=prepared, labels=labels)
+    figure.save(rewriting_figure.figure(found), path)
+    print(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--fewer", type=int, default=100, help="for the tables of patches and of handling")
+    parser.add_argument("--photograph", type=Path, help="only draw a photograph rewritten within 2/255, here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.photograph is not None:
+        photograph(arguments.photograph)
+        return
     chosen = zoo.scenes("digits-vit", arguments.images, seed=SEED)
     masks = torch.stack([s.masks[0] for s in chosen])
     for title, budget in (
