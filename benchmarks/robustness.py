@@ -141,8 +141,9 @@ def photograph(path: Path) -> None:
     from only import make_importable
 
     make_importable()
-    from oracles.real_models import efficientnet, opened, prepared
     from timm.data import ImageNetInfo
+
+    from oracles.real_models import efficientnet, opened, prepared
 
     info = ImageNetInfo()
     labels = {info.index_to_description(i).split(",")[0]: i for i in reversed(range(1000))}

@@ -97,7 +97,7 @@ class Rewriting:
             ("the saved picture", f"{self.answer} ({'success' if self.success else 'no success within the budget'})"),
             (f"p({self.own})", f"{before['own']:.4f} -> {after['own']:.4f}"),
             (f"p({self.to})", f"{before['to']:.4f} -> {after['to']:.4f}"),
-            ("budget", ", ".join(f"{name} {amount(name, value)}" for name, value in self.budget.items())),
+            ("budget", ", ".join(f"{name} {amount(name, value)}" for name, value in self.budget.items()) or "the place alone"),
             ("L-infinity", amount("linf", self.linf)),
             ("L2", f"{self.l2:.4g}"),
             ("PSNR", "unchanged" if math.isinf(self.psnr) else f"{self.psnr:.1f} dB"),

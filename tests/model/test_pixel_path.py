@@ -99,10 +99,7 @@ def level_of(preprocess):
 
 @pytest.mark.parametrize("how", FILTERS, ids=lambda how: how.name.lower())
 @pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
-def test_the_matrices_are_those_of_pil_in_floating_point(request, size, how):
-    if size == (7, 5) and how == R.LANCZOS:
-        reason = "pixel_path._axis: few outputs to average rounding over, and tails below _NOTHING; a plain Lanczos resize of 40 x 52 to 5 x 7 is refused (2.4)"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=InputError, reason=reason))
+def test_the_matrices_are_those_of_pil_in_floating_point(size, how):
     path = measured(sized(*size, how), PHOTO)
     assert path.size == (HEIGHT, WIDTH)
     assert path.rows.numpy() == pytest.approx(pil_matrix(HEIGHT, size[1], how), abs=0.012)
@@ -112,26 +109,29 @@ def test_the_matrices_are_those_of_pil_in_floating_point(request, size, how):
 
 
 @pytest.mark.parametrize(
-    "how",
+    ("how", "gap"),
     [
-        R.BOX,
-        R.BILINEAR,
+        pytest.param(R.BOX, 0.4, id="box"),
+        pytest.param(R.BILINEAR, 0.4, id="bilinear"),
+        pytest.param(R.BICUBIC, 0.9, id="bicubic"),
         pytest.param(
-            R.BICUBIC,
+            R.LANCZOS,
+            0.9,
+            id="lanczos",
             marks=pytest.mark.xfail(
                 strict=True,
-                reason="pixel_path._axis: the rounding of a weight (to 0.5/128) is averaged over the 16 or 24 outputs of the other axis only; at 18 pixels per pixel "
-                "what remains is as large as the tails, and a plain bicubic resize is refused (off by 1.9 levels; 0.3 with PIL's matrices)",
+                raises=InputError,
+                reason="pixel_path._axis: weights below _NOTHING are dropped and the rest keeps its rounding; at 18 pixels per pixel (and at 8 of 480 x 640 to "
+                "64 x 64) a plain Lanczos resize is refused (1.5 levels, 8 at most; 0.3 with PIL's matrices)",
             ),
         ),
     ],
-    ids=lambda how: how.name.lower(),
 )
-def test_a_large_picture_brought_down_a_lot_is_measured_too(how):
+def test_a_large_picture_brought_down_a_lot_is_measured_too(how, gap):
     path = measured(sized(24, 16, how), photo(301, 420, 2))
-    assert path.gap < 0.6
-    assert np.abs(path.rows.numpy() - pil_matrix(301, 16, how)).sum(1).max() < 0.1
-    assert np.abs(path.columns.numpy() - pil_matrix(420, 24, how)).sum(1).max() < 0.1
+    assert path.gap < gap
+    assert np.abs(path.rows.numpy() - pil_matrix(301, 16, how)).sum(1).max() < 0.15
+    assert np.abs(path.columns.numpy() - pil_matrix(420, 24, how)).sum(1).max() < 0.15
 
 
 @pytest.mark.parametrize("name", LINEAR)

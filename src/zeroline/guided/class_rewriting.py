@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zeroline.errors import UsageError, ZerolineError
+from zeroline.errors import InputError, UsageError
 from zeroline.guided import descent
 from zeroline.guided.cases import Asked, Case, Cases, Search, relevance_of
 from zeroline.guided.classifier import BATCH, Classifier, margin
@@ -256,7 +256,9 @@ class _Batch:
         for name, handled in HANDLINGS.items():
             try:
                 before, after = (int(self.said.scores([handled(image)])[0].argmax()) for image in (original, rewritten))
-            except (RuntimeError, ValueError, ZerolineError) as reason:
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError, InputError) as reason:
                 missing.append(f"{name}: the model does not take the picture ({str(reason).splitlines()[0]})")
                 continue
             found[name] = Survival(self.said.name(before), self.said.name(after), after == to)

@@ -30,7 +30,7 @@ _NOISE = 32
 SPAN = 255 / (HIGH - LOW)
 _TAPS = 6  # a Lanczos kernel spans six input pixels per unit of zoom, the widest filter in use
 _AVERAGED = 64  # positions, at least, that a weight is averaged over
-_NOTHING = 2e-3  # a weight below it is rounding
+_NOTHING = 2e-3  # a weight below it is rounding, where an output is one input wide
 _WHOLE = 0.99  # of an output that pixels reach, not padding beside them
 _MOST = 1.5, 6.0  # levels that the path may be off: root mean square, and anywhere
 
@@ -164,7 +164,7 @@ def _axis(profile: Callable[[Tensor, int], Tensor], along: int, size: tuple[int,
         levels[shift::step] = HIGH
         weight = (answer(levels) - dark) * SPAN
         lit = (((centre - shift) / step).round().long() * step + shift).clamp(min=shift, max=shift + (length - 1 - shift) // step * step)
-        found[torch.arange(len(sums)), lit] = torch.where(weight.abs() > _NOTHING, weight, 0.0)
+        found[torch.arange(len(sums)), lit] = torch.where(weight.abs() > _NOTHING / max(zoom, 1.0), weight, 0.0)
     total = found.sum(1)
     return found * torch.where(total.abs() > _NOTHING, sums / total, 0.0)[:, None]
 

@@ -6,10 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from zeroline.zoo.train import clip, cnn, vit
+from zeroline.zoo.train import clip, cnn, detr, vit
 from zeroline.zoo.train.common import MODELS, save
 
-TRAININGS = {"vit": ("digits-vit", vit), "clip": ("digits-clip", clip), "cnn": ("digits-cnn", cnn)}
+TRAININGS = {"vit": ("digits-vit", vit), "clip": ("digits-clip", clip), "cnn": ("digits-cnn", cnn), "detr": ("digits-detr", detr)}
 
 
 def main() -> None:
