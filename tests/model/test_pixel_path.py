@@ -114,17 +114,7 @@ def test_the_matrices_are_those_of_pil_in_floating_point(size, how):
         pytest.param(R.BOX, 0.4, id="box"),
         pytest.param(R.BILINEAR, 0.4, id="bilinear"),
         pytest.param(R.BICUBIC, 0.9, id="bicubic"),
-        pytest.param(
-            R.LANCZOS,
-            0.9,
-            id="lanczos",
-            marks=pytest.mark.xfail(
-                strict=True,
-                raises=InputError,
-                reason="pixel_path._axis: weights below _NOTHING are dropped and the rest keeps its rounding; at 18 pixels per pixel (and at 8 of 480 x 640 to "
-                "64 x 64) a plain Lanczos resize is refused (1.5 levels, 8 at most; 0.3 with PIL's matrices)",
-            ),
-        ),
+        pytest.param(R.LANCZOS, 0.9, id="lanczos"),
     ],
 )
 def test_a_large_picture_brought_down_a_lot_is_measured_too(how, gap):
