@@ -29,7 +29,7 @@ from torch import Tensor
 from zeroline.errors import InputError, NotFoundError, UsageError
 from zeroline.model.pictures import raw_pixels
 from zeroline.model.words import tokens
-from zeroline.zoo import digits_clip, digits_cnn, digits_vit
+from zeroline.zoo import digits_clip, digits_cnn, digits_detr, digits_vit
 from zeroline.zoo.photo_digits import DIGITS, SIDE
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Entry:
 MODELS: dict[str, Entry] = {
     "digits-vit": Entry(digits_vit.build, "which digit is in the photograph? ViT, 4 layers, 8 x 8 patch tokens and a class token"),
     "digits-cnn": Entry(digits_cnn.build, "the same question: a ResNet, 3 stages, the control beside digits-vit"),
+    "digits-detr": Entry(digits_detr.build, "which digits, and where? DETR, 2 encoder and 3 decoder layers, 5 queries that attend to the image"),
     "digits-clip": Entry(digits_clip.build, "which caption is true of the photograph? CLIP, 4 and 3 layers", digits_clip.tokenizer),
 }
 
