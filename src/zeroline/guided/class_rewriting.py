@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from zeroline.model.state import untouched
 from zeroline.relevance import Relevance
 from zeroline.rewriting import AFTER, BEFORE, Rewriting, Survival
 
+SPARE = 0.02  # of 1 - SSIM
 HALVINGS = 5  # of the way back to the original
 CLOSE = 1.05  # an L2 budget is bisected until two neighbours differ by less
 Report = Callable[[int, int | None], None]
@@ -176,8 +178,9 @@ class _Batch:
         asked, count = self.asked, len(rows)
         epsilon = epsilon.to(self.device, torch.float32)
         linf = None if asked.linf is None else epsilon if asked.l2 is None else torch.full((count,), asked.linf, device=self.device)
-        ssim = None if asked.ssim is None else torch.full((count,), asked.ssim, device=self.device)
-        budget = Budget(self.where[rows], linf, None if asked.l2 is None else epsilon, ssim, similarity)
+        # on the way a fast similarity, with some to spare; the judge takes the exact one
+        ssim = None if asked.ssim is None else torch.full((count,), asked.ssim + SPARE * (1 - asked.ssim), device=self.device)
+        budget = Budget(self.where[rows], linf, None if asked.l2 is None else epsilon, ssim, partial(similarity, exact=False))
 
         def lead(pixels: Tensor, index: Tensor) -> Tensor:
             return margin(self.said.through(self.cases[0].path, pixels), self.to[rows[index]], self.own[rows[index]])
@@ -189,9 +192,12 @@ class _Batch:
         return descent.descend(self.original[rows], budget, lead, judge, start=start, **how)
 
     def _judge(self, pixels: Tensor, rows: Tensor) -> Tensor:
-        """Do the saved pictures do it? bool [rows]"""
+        """Do the saved pictures do it, within the similarity asked? bool [rows]"""
         scores = self.said.scores_on_disk(byte(pixels).cpu(), self.folder)
-        return margin(scores, self.to[rows], self.own[rows]) > self.search.lead
+        done = margin(scores, self.to[rows], self.own[rows]) > self.search.lead
+        if self.asked.ssim is None:
+            return done
+        return done & (similarity(pixels, self.original[rows]) >= self.asked.ssim).cpu()
 
     def _needed(self, pixels: Tensor, most: Tensor) -> Tensor:
         """The epsilon that a picture needs, at most that of its budget."""
@@ -231,7 +237,7 @@ class _Batch:
                     own=self.said.name(case.own),
                     to=self.said.name(to),
                     answer=self.said.name(answer),
-                    success=bool(leads[i] > self.search.lead),
+                    success=bool(leads[i] > self.search.lead) and float(alike[i]) >= (self.asked.ssim or -1),
                     probabilities={when: {"own": float(p[case.own]), "to": float(p[to])} for when, p in shares.items()},
                     psnr=float(ratio[i]),
                     ssim=float(alike[i]),

@@ -113,7 +113,7 @@ def measured(preprocess: Preprocess, image: Any) -> PixelPath:
         raise InputError("the preprocessing is not the same twice on one picture; give the one of evaluation, without random crops or flips")
 
     def shown(pixels: Tensor) -> Tensor:
-        found = image_among(preprocess(picture(pixels)))[1][0].double()
+        found = image_among(preprocess(picture(pixels)))[1][0].double().cpu()
         if found.shape != given.shape[1:]:
             raise InputError(f"the preprocessing gives {tuple(found.shape)} and {tuple(given.shape[1:])} for pictures of one size")
         return found
