@@ -19,6 +19,7 @@ from zeroline.model.pictures import eight_bit, place_seen, raw_pixels
 from zeroline.similarity import similarity
 from zeroline.target import Target, top_token, whole_number
 
+_WHOLE = ("1", "L", "P")  # modes that are wholly kept in RGB
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SCHEMES = {
     "zoo": "zoo:NAME, a model that ships with zeroline (no network)",
@@ -115,9 +116,10 @@ def scheme_and_name(text: str) -> tuple[str, str]:
 
 
 def open_image(path: Path) -> Any:
-    """A PIL image in RGB with 8 bits per channel, read completely; a note on standard error where it was brought there."""
-    found, note = eight_bit(open_as_is(path))
-    if note:
+    """A PIL image in RGB with 8 bits per channel, read completely; a note on standard error where that lost something."""
+    opened = open_as_is(path)
+    found, note = eight_bit(opened)
+    if note and (opened.mode not in _WHOLE or "transparency" in opened.info):
         print(f"note: {path.name}: {note}", file=sys.stderr)
     return found
 
