@@ -126,7 +126,7 @@ class _Batch:
 
     def __init__(self, said: Classifier, cases: Sequence[Case], asked: Asked, search: Search, folder: Path) -> None:
         self.said, self.cases, self.asked, self.search, self.folder = said, cases, asked, search, folder
-        self.device = next((p.device for p in said.model.parameters()), torch.device("cpu"))
+        self.device = said.device
         self.original = torch.stack([pixels_of(case.image) for case in cases]).to(self.device)
         self.own, self.to = (torch.tensor([getattr(case, name) for case in cases]) for name in ("own", "to"))
         self.where = torch.stack([case.where for case in cases]).to(self.device)

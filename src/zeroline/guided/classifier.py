@@ -30,6 +30,15 @@ class Classifier:
     preprocess: Callable[[Any], Any]
     labels: Mapping[str, int]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._like.device
+
+    @property
+    def _like(self) -> Tensor:
+        return next((p for p in self.model.parameters()), torch.zeros(()))
+
     def name(self, index: int) -> str:
         """A class as its label, or as a number."""
         return next((label for label, i in self.labels.items() if i == index), str(index))
@@ -66,7 +75,7 @@ class Classifier:
 
     def moved(self, inputs: Any) -> Any:
         """Inputs in the model's dtype, on its device."""
-        like = next((p for p in self.model.parameters()), torch.zeros(()))
+        like = self._like
 
         def one(value: Any) -> Any:
             if not isinstance(value, Tensor):

@@ -119,9 +119,8 @@ def _fragility(said: Classifier, case: Case, one: Rewriting) -> Tensor:
     rows, columns = case.grid
     if not one.success:
         return torch.full(case.grid, torch.nan, dtype=torch.float64)
-    device = next((p.device for p in said.model.parameters()), torch.device("cpu"))
-    original, changed = ((levels.float() / 255).to(device) for levels in (one.original, one.rewritten))
-    cells = case.path.cells(case.grid).to(device)
+    original, changed = ((levels.float() / 255).to(said.device) for levels in (one.original, one.rewritten))
+    cells = case.path.cells(case.grid).to(said.device)
     places = [torch.zeros_like(cells, dtype=torch.bool), torch.ones_like(cells, dtype=torch.bool), *(cells == i for i in range(rows * columns))]
     to, own = torch.tensor([int(one.settings["to"])]), torch.tensor([case.own])
     leads = []
