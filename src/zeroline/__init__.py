@@ -20,8 +20,10 @@ from types import ModuleType
 from zeroline import baseline, errors, site, target
 from zeroline.attribution import Attribution
 from zeroline.audit import BaselineAudit
+from zeroline.circuit import Mechanism
 from zeroline.comparison import Comparison
 from zeroline.corrected import Corrections
+from zeroline.grounding import Grounding
 from zeroline.guidance import Guidance
 from zeroline.guided import Guest, guide, rewrite, robustness
 from zeroline.measure import (
@@ -56,7 +58,9 @@ from zeroline.model.dual_encoder import DualEncoder
 from zeroline.model.listing import sites
 from zeroline.model.surgery import capture, replaced
 from zeroline.model.trace import trace
+from zeroline.paradigm import ground, logic, mechanism
 from zeroline.principles import Principles
+from zeroline.reasoning import Logic, Player
 from zeroline.relevance import Relevance
 from zeroline.rewriting import Rewriting
 from zeroline.similarity import similarity
@@ -74,9 +78,13 @@ __all__ = [
     "Corrections",
     "DualEncoder",
     "ErrorBudget",
+    "Grounding",
     "Guest",
     "Guidance",
     "LabelledSet",
+    "Logic",
+    "Mechanism",
+    "Player",
     "Principles",
     "Relevance",
     "Rewriting",
@@ -98,12 +106,15 @@ __all__ = [
     "grad_cam",
     "grad_eclip",
     "gradient_x_input",
+    "ground",
     "guide",
     "integrated_attention",
     "integrated_gradients",
     "layer_cam",
     "layers",
+    "logic",
     "logit",
+    "mechanism",
     "odam",
     "replaced",
     "rewrite",

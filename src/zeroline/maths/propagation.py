@@ -129,3 +129,46 @@ def _dense(link: Link, rows: int, columns: int) -> Tensor:
     matrix = torch.zeros(rows, columns, dtype=torch.float64)
     weight = torch.ones(len(link.ids), dtype=torch.float64) if link.weight is None else link.weight.double()
     return matrix.index_put_((link.ids, link.rows), weight, accumulate=True)
+
+
+def through(
+    values: Sequence[State],
+    rows: Sequence[int],
+    size: int,
+    columns: str,
+    passing: Sequence[Tensor],
+    start: Vectors,
+    step: Callable[[int, Tensor], Tensor],
+) -> dict[int, Tensor]:
+    """The relevance of a stream's tokens by the last token of others that it passed on its way: {call: [tokens passed, tokens reached]}.
+
+    A path of relevance goes from the readout back to a token of ``columns`` (of ``size`` tokens), from a call's query row to a key row and on.
+    ``passing[i][row]`` is the number of the token that a query row of call i stands for, -1 where it stands for none of those that count. Each path
+    is booked for the last such row that it leaves, and for the call at which it leaves it; paths that pass none are under -1, [1, size].
+    Added up over all, the columns are those of ``reverse`` (without what the readout takes from the stream directly). ``step(i, r)`` gives
+    r Abar_i for r [n, rows].
+    """
+    count = max((int(one.max()) + 1 for one in passing if len(one)), default=0)
+    incoming: dict[int, dict[int, Tensor]] = {call: {-1: r[None]} for call, r in start.items()}
+    found: dict[int, Tensor] = {-1: torch.zeros(1, size, dtype=torch.float64)}
+    for call in reversed(range(len(values))):
+        blocks = incoming.pop(call, {})
+        here = passing[call] >= 0
+        if blocks and bool(here.any()):
+            arriving = torch.stack([block.sum(0) for block in blocks.values()]).sum(0)
+            blocks = {origin: block * ~here for origin, block in blocks.items()}
+            own = torch.zeros(count, len(here), dtype=torch.float64)
+            own[passing[call][here], here.nonzero()[:, 0]] = arriving[here]
+            blocks[call] = own
+        for origin, block in blocks.items():
+            if not bool(block.any()):
+                continue
+            moved = step(call, block)
+            for feeding, link in values[call].from_calls.items():
+                waiting = incoming.setdefault(feeding, {})
+                sent = carried(link, moved, rows[feeding])
+                waiting[origin] = waiting[origin] + sent if origin in waiting else sent
+            if columns in values[call].own:
+                sent = carried(values[call].own[columns], moved, size)
+                found[origin] = found[origin] + sent if origin in found else sent
+    return found

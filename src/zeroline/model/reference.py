@@ -119,6 +119,11 @@ def _other_words(model: nn.Module, inputs: Inputs, baseline: Baseline, places: P
     recipe = baseline.recipe
     assert isinstance(recipe, Replaced)
     name = _word_input(model, inputs, baseline)
+    return replace(baseline, inputs=inputs.with_values({name: other_words(model, inputs, name, recipe)}))
+
+
+def other_words(model: nn.Module, inputs: Inputs, name: str, recipe: Replaced) -> Tensor:
+    """The ids of an input with the recipe's token in the place of every word that it does not keep; an error where the model knows no such token."""
     ids = inputs.tensors[name]
     module, _ = embedding_of(model, inputs, name)
     embedding = model.get_submodule(module)
@@ -127,8 +132,7 @@ def _other_words(model: nn.Module, inputs: Inputs, baseline: Baseline, places: P
     if not 0 <= recipe.token < entries:
         raise BaselineError(f"token {recipe.token} asked for every word; the embedding {module!r} has {entries} entries: 0 to {entries - 1}")
     keep = torch.isin(ids, torch.tensor(recipe.keep, dtype=ids.dtype, device=ids.device))
-    changed = torch.where(keep, ids, torch.full_like(ids, recipe.token))
-    return replace(baseline, inputs=inputs.with_values({name: changed}))
+    return torch.where(keep, ids, torch.full_like(ids, recipe.token))
 
 
 def _word_input(model: nn.Module, inputs: Inputs, baseline: Baseline) -> str:

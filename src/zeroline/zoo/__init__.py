@@ -23,14 +23,16 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from zeroline.errors import InputError, NotFoundError, UsageError
 from zeroline.model.pictures import raw_pixels
 from zeroline.model.words import tokens
-from zeroline.zoo import digits_clip, digits_cnn, digits_detr, digits_vit
+from zeroline.zoo import digits_clip, digits_cnn, digits_detr, digits_vit, digits_vqa, questions
 from zeroline.zoo.photo_digits import DIGITS, SIDE
+from zeroline.zoo.questions import KINDS, Kind, Question
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,6 +48,8 @@ class Entry:
     build: Callable[[], Any]
     task: str
     tokenizer: Callable[[], Any] | None = None
+    see: Callable[[Tensor], dict[str, Tensor]] = lambda pixels: {"pixel_values": pixels}
+    asks: bool = False  # is its text a question?
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -53,11 +57,23 @@ class Entry:
         return ("image",) if self.tokenizer is None else ("text", "image")
 
 
+def _eyes() -> Any:
+    """digits-detr, whose convolutions give digits-vqa its regions."""
+    return _loaded("digits-detr")
+
+
 MODELS: dict[str, Entry] = {
     "digits-vit": Entry(digits_vit.build, "which digit is in the photograph? ViT, 4 layers, 8 x 8 patch tokens and a class token"),
     "digits-cnn": Entry(digits_cnn.build, "the same question: a ResNet, 3 stages, the control beside digits-vit"),
     "digits-detr": Entry(digits_detr.build, "which digits, and where? DETR, 2 encoder and 3 decoder layers, 5 queries that attend to the image"),
     "digits-clip": Entry(digits_clip.build, "which caption is true of the photograph? CLIP, 4 and 3 layers", digits_clip.tokenizer),
+    "digits-vqa": Entry(
+        digits_vqa.build,
+        "what color is the seven? LXMERT, 2 language, 2 vision and 3 cross layers, 64 regions",
+        digits_vqa.tokenizer,
+        lambda pixels: digits_vqa.regions(_eyes(), pixels),
+        asks=True,
+    ),
 }
 
 
@@ -65,9 +81,9 @@ MODELS: dict[str, Entry] = {
 class Sample:
     """An image with the truth about it.
 
-    ``inputs`` is what the model is called with (a batch of 1; where it reads text, the caption, padded to the model's length). Per
-    object: ``labels`` classes, ``colours``,
-    ``boxes`` (left, top, right, bottom) in pixels, ``masks`` bool [objects, 64, 64].
+    ``inputs`` is what the model is called with (a batch of 1; where it reads text, the caption, or the ``question`` where it answers one, padded
+    to the model's length). Per object: ``labels`` classes, ``colours``, ``boxes`` (left, top, right, bottom) in pixels, ``masks`` bool
+    [objects, 64, 64].
     """
 
     name: str
@@ -78,6 +94,7 @@ class Sample:
     boxes: tuple[tuple[int, int, int, int], ...]
     masks: Tensor
     caption: str
+    question: Question | None = None
 
 
 def load(name: str) -> Any:
@@ -96,12 +113,13 @@ def samples(name: str) -> list[Sample]:
     from PIL import Image
 
     folder = _HERE / "samples"
-    found = []
+    found: list[Sample] = []
     for entry in json.loads((folder / "samples.json").read_text()):
         image = Image.open(folder / entry["image"]).convert("RGB")
         objects = entry["objects"]
         masks = [raw_pixels(Image.open(folder / thing["mask"]).convert("L"))[..., 0] > 127 for thing in objects]
-        found.append(_sample(name, entry["name"], image, objects, torch.stack(masks), entry["caption"]))
+        number = len(found)
+        found.append(_sample(name, entry["name"], image, objects, torch.stack(masks), entry["caption"], (number,), KINDS[number % len(KINDS)]))
     return found
 
 
@@ -118,12 +136,16 @@ def test_set(name: str) -> list[Sample]:
         place = (left, top, left + SIDE, top + SIDE)
         mask = raw_pixels(masks.crop(place).convert("L"))[..., 0] > 127
         caption = f"a {thing['colour']} {DIGITS[thing['digit']]}"
-        found.append(_sample(name, f"{number:03d}", sheet.crop(place).convert("RGB"), [thing], mask[None], caption))
+        kind = KINDS[number % len(KINDS)]
+        found.append(_sample(name, f"{number:03d}", sheet.crop(place).convert("RGB"), [thing], mask[None], caption, (number,), kind))
     return found
 
 
-def scenes(name: str, count: int, *, seed: int, objects: int = 1) -> list[Sample]:
-    """Fresh images of the test split, drawn from a seed. Needs scikit-learn and scikit-image: ``pip install zeroline[zoo]``."""
+def scenes(name: str, count: int, *, seed: int, objects: int = 1, kind: Kind | None = None) -> list[Sample]:
+    """Fresh images of the test split, drawn from a seed; with a question each (of one ``kind``) for a model that answers some.
+
+    Needs scikit-learn and scikit-image: ``pip install zeroline[zoo]``.
+    """
     from PIL import Image
 
     from zeroline.zoo.photo_digits import PhotoDigits
@@ -134,12 +156,17 @@ def scenes(name: str, count: int, *, seed: int, objects: int = 1) -> list[Sample
         scene = data.scene(objects)
         things = [{"digit": o.digit, "colour": o.colour, "box": o.box} for o in scene.objects]
         masks = torch.stack([torch.from_numpy(o.mask.copy()) for o in scene.objects])
-        found.append(_sample(name, f"{number:04d}", Image.fromarray(scene.pixels), things, masks, scene.caption))
+        found.append(_sample(name, f"{number:04d}", Image.fromarray(scene.pixels), things, masks, scene.caption, (seed, number), kind))
     return found
 
 
-def _sample(model: str, name: str, image: Image, objects: list[dict[str, Any]], masks: Tensor, caption: str) -> Sample:
-    text = caption if "text" in _entry(model).reads else None
+def _sample(
+    model: str, name: str, image: Image, objects: list[dict[str, Any]], masks: Tensor, caption: str, seed: tuple[int, ...], kind: Kind | None
+) -> Sample:
+    question = None
+    if _entry(model).asks:
+        question = questions.asked([questions.Named(thing["digit"], thing["colour"]) for thing in objects], np.random.default_rng(seed), kind)
+    text = question.text if question is not None else caption if "text" in _entry(model).reads else None
     return Sample(
         name=name,
         image=image,
@@ -149,6 +176,7 @@ def _sample(model: str, name: str, image: Image, objects: list[dict[str, Any]], 
         boxes=tuple(tuple(thing["box"]) for thing in objects),
         masks=masks,
         caption=caption,
+        question=question,
     )
 
 
@@ -163,7 +191,8 @@ def tokenizer(name: str) -> Any:
 def preprocess(name: str, image: Image | None = None, text: str | Sequence[str] | None = None, *, pad: bool = False) -> dict[str, Tensor]:
     """An image, a text or both as the model's inputs: ``pixel_values`` [batch, 3, 64, 64], ``input_ids`` [batch, tokens] and its mask.
 
-    Several texts make a batch of pairs, each with the image. ``pad`` brings texts to the model's length, so that batches can be joined.
+    For digits-vqa the image becomes ``visual_feats`` [batch, 64, 256] and ``visual_pos`` [batch, 64, 4], through digits-detr. Several texts make a
+    batch of pairs, each with the image. ``pad`` brings texts to the model's length, so that batches can be joined.
     Raises InputError for what is no image, an empty text or one that is too long.
     """
     entry = _entry(name)
@@ -174,7 +203,7 @@ def preprocess(name: str, image: Image | None = None, text: str | Sequence[str] 
     texts = [text] if isinstance(text, str) else list(text or ())
     inputs = dict(tokens(tokenizer(name), texts, pad=pad)) if texts else {}
     if image is not None:
-        inputs["pixel_values"] = _picture(name, image).repeat(max(len(texts), 1), 1, 1, 1)
+        inputs |= entry.see(_picture(name, image).repeat(max(len(texts), 1), 1, 1, 1))
     return inputs
 
 
@@ -200,6 +229,11 @@ def _entry(name: str) -> Entry:
     if name not in MODELS:
         raise NotFoundError.among("zoo model", name, MODELS, "see `zeroline models`")
     return MODELS[name]
+
+
+@cache
+def _loaded(name: str) -> Any:
+    return load(name)
 
 
 @cache

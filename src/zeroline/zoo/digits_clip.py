@@ -10,6 +10,7 @@ from typing import Any
 
 from zeroline.zoo.digits_vit import PATCH, Stem
 from zeroline.zoo.photo_digits import COLOURS, DIGITS, SIDE
+from zeroline.zoo.word_tokenizer import word_tokenizer
 
 PAD, BEGIN, UNKNOWN, END = "[PAD]", "[BOS]", "[UNK]", "[EOS]"
 WORDS = (PAD, BEGIN, UNKNOWN, *COLOURS, *DIGITS, "a", "and", "photo", "of", "digit", END)
@@ -36,12 +37,4 @@ def build() -> Any:
 
 def tokenizer() -> Any:
     """A ``transformers.PreTrainedTokenizerFast``: one token per word, lower case, unknown words as [UNK]."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    numbers = {word: number for number, word in enumerate(WORDS)}
-    words = Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))
-    words.normalizer = normalizers.Lowercase()
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, numbers[BEGIN]), (END, numbers[END])])
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, bos_token=BEGIN, unk_token=UNKNOWN, eos_token=END, model_max_length=LENGTH)
+    return word_tokenizer(WORDS, begin=BEGIN, end=END, pad=PAD, unknown=UNKNOWN, length=LENGTH, bos_token=BEGIN, eos_token=END)

@@ -6,10 +6,16 @@ import argparse
 import json
 from pathlib import Path
 
-from zeroline.zoo.train import clip, cnn, detr, vit
+from zeroline.zoo.train import clip, cnn, detr, vit, vqa
 from zeroline.zoo.train.common import MODELS, save
 
-TRAININGS = {"vit": ("digits-vit", vit), "clip": ("digits-clip", clip), "cnn": ("digits-cnn", cnn), "detr": ("digits-detr", detr)}
+TRAININGS = {
+    "vit": ("digits-vit", vit),
+    "clip": ("digits-clip", clip),
+    "cnn": ("digits-cnn", cnn),
+    "detr": ("digits-detr", detr),
+    "vqa": ("digits-vqa", vqa),
+}
 
 
 def main() -> None:

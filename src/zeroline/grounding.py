@@ -1,0 +1,207 @@
+"""What grounds what: the tokens of one source against the tokens or regions of another.
+
+Holds the ``Grounding`` record: a matrix per sample, in total and per call. It is relevance, so it has no unit and no attribution error; what it
+adds up to, the relevance of the columns, it says. It saves, loads and prints. Making one is ``zeroline.paradigm.semantic``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeroline import records
+from zeroline.comparison import aligned
+from zeroline.errors import LoadError, NotFoundError, UsageError
+from zeroline.relevance import Tokens
+
+FORMAT = 1
+KIND = "grounding"
+SHOWN = 12  # rows in a table
+
+
+@dataclass(frozen=True, eq=False)
+class Grounding:
+    """``matrix`` [batch, rows, columns]: how much relevance of a column came in through a row; ``per_call`` [calls, batch, rows, columns] by the
+    call at which it left the row (``calls``: names). ``direct`` [batch, columns] is what passed no row.
+
+    ``matrix.sum(1) + direct`` is ``relevance``, that of the columns' tokens. Rows are tokens of the stream ``row_stream`` (``row_tokens``: numbers),
+    or targets (``row_stream`` is then ""); columns are the tokens ``column_tokens`` of ``column_stream``, which lie as ``lie`` says
+    where all of them are there. ``output`` [batch] is f(x), of several targets [batch, rows].
+    """
+
+    matrix: Tensor
+    per_call: Tensor
+    direct: Tensor
+    calls: tuple[str, ...]
+    row_stream: str
+    column_stream: str
+    row_tokens: tuple[int, ...]
+    column_tokens: tuple[int, ...]
+    row_words: tuple[str, ...]
+    column_words: tuple[str, ...]
+    lie: Tokens
+    target: tuple[str, ...]
+    output: Tensor
+    readout: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    model_class: str = ""
+    weights: Callable[[], str] | str = ""
+
+    @property
+    def model_id(self) -> str:
+        """Model class and a hash of its weights (computed when first asked for)."""
+        return f"{self.model_class}@{self.weights if isinstance(self.weights, str) else self.weights()}"
+
+    @property
+    def relevance(self) -> Tensor:
+        """Of each column for the target [batch, columns]: what came in through rows and what came in past them."""
+        return self.matrix.sum(1) + self.direct
+
+    @property
+    def through(self) -> Tensor:
+        """The part of all relevance of the columns, by size, that came in through rows: [batch], between 0 and 1."""
+        rows, past = self.matrix.abs().double().sum((1, 2)), self.direct.abs().double().sum(1)
+        return rows / (rows + past).clamp_min(torch.finfo(torch.float64).tiny)
+
+    def row(self, name: str | int) -> Tensor:
+        """One row [batch, columns], by its number or its word."""
+        if isinstance(name, int):
+            if not -len(self.row_words) <= name < len(self.row_words):
+                raise NotFoundError(f"no row {name}; there are {len(self.row_words)} (0 to {len(self.row_words) - 1})")
+            return self.matrix[:, name]
+        if name not in self.row_words:
+            raise NotFoundError.among("row", name, self.row_words)
+        if self.row_words.count(name) > 1:
+            places = ", ".join(str(i) for i, word in enumerate(self.row_words) if word == name)
+            raise UsageError(f"{self.row_words.count(name)} rows are called {name!r}; give a number ({places})")
+        return self.matrix[:, self.row_words.index(name)]
+
+    @property
+    def gridded(self) -> bool:
+        """Do the columns lie on a grid?"""
+        rows, columns = self.lie.grid or (0, 0)
+        return self.lie.grid is not None and len(self.column_tokens) == self.lie.prefix + rows * columns
+
+    def grid(self, per_call: bool = False) -> Tensor:
+        """The matrix as maps [batch, rows, height, width] (``per_call``: [calls, batch, rows, height, width]); class tokens left out."""
+        if not self.gridded or self.lie.grid is None:
+            raise UsageError(f"the {len(self.column_tokens)} columns ({self.column_stream}) lie on no grid")
+        values = self.per_call if per_call else self.matrix
+        return values[..., self.lie.prefix :].reshape(*values.shape[:-1], *self.lie.grid)
+
+    def sample(self, index: int) -> Grounding:
+        """The record of one sample of the batch (a batch of 1)."""
+        size = len(self.matrix)
+        if not -size <= index < size:
+            raise UsageError(f"sample {index} asked; the record has {size}")
+        pick = slice(index % size, index % size + 1)
+        own = {name: getattr(self, name)[pick] for name in ("matrix", "direct", "output", "readout")}
+        target = self.target if not self.row_stream else self.target[pick]
+        return replace(self, **own, per_call=self.per_call[:, pick], target=target)
+
+    def where(self, column: int) -> str:
+        """A column in words: "patch (3, 4)", the word, or "token 5"."""
+        if self.column_words:
+            return self.column_words[column]
+        if self.gridded and self.lie.grid is not None and column >= self.lie.prefix:
+            return "patch ({}, {})".format(*divmod(column - self.lie.prefix, self.lie.grid[1]))
+        return f"token {self.column_tokens[column]}"
+
+    def rows(self, sample: int = 0) -> list[tuple[str, str]]:
+        """The figures of one sample in words: (label, value) pairs."""
+        matrix = self.matrix[sample].double()
+        size = matrix.abs().sum().clamp_min(1e-300)
+        lines = [("target", self.target[sample] if self.row_stream else f"{len(self.target)} targets")]
+        what = f"{len(self.row_words)} tokens of {self.row_stream}" if self.row_stream else f"{len(self.row_words)} targets"
+        lines.append(("rows", what))
+        lines.append(("columns", f"{len(self.column_tokens)} tokens of {self.column_stream}"))
+        past = float(self.direct[sample].sum())
+        if self.row_stream:
+            lines.append(
+                ("relevance of columns", f"{float(self.relevance[sample].sum()):.4g} = {float(matrix.sum()):.4g} through rows + {past:.4g} past them")
+            )
+        order = matrix.abs().sum(1).argsort(descending=True)[:SHOWN].tolist()
+        for i in sorted(order):
+            best = int(matrix[i].abs().argmax())
+            lines.append(
+                (self.row_words[i], f"{float(matrix[i].abs().sum() / size):.1%}, most on {self.where(best)} ({float(matrix[i, best]):+.3g})")
+            )
+        if len(self.row_words) > SHOWN:
+            lines.append(("", f"and {len(self.row_words) - SHOWN} rows with less"))
+        for name, one in zip(self.calls, self.per_call[:, sample].double()):
+            share = float(one.abs().sum() / self.per_call[:, sample].double().abs().sum().clamp_min(1e-300))
+            lines.append((f"at {name}", f"{share:.1%}"))
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the values, as JSON types."""
+        return {
+            "format": FORMAT,
+            "kind": KIND,
+            "target": list(self.target),
+            "output": self.output.tolist(),
+            "rows": {"stream": self.row_stream, "tokens": list(self.row_tokens), "words": list(self.row_words)},
+            "columns": {
+                "stream": self.column_stream,
+                "tokens": list(self.column_tokens),
+                "words": list(self.column_words),
+                "prefix": self.lie.prefix,
+                "grid": None if self.lie.grid is None else list(self.lie.grid),
+            },
+            "row_totals": self.matrix.sum(2).tolist(),
+            "direct": self.direct.sum(1).tolist(),
+            "through": self.through.tolist(),
+            "calls": list(self.calls),
+            "readout": list(self.readout),
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+            "model": self.model_id,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write values and record to one safetensors file (to a temporary name first, then renamed)."""
+        records.write(path, {name: getattr(self, name) for name in _TENSORS}, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Grounding:
+        """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
+        record, tensors = records.read(path, "a grounding")
+        if record.get("kind") != KIND or record.get("format") != FORMAT:
+            raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
+        rows, columns = record["rows"], record["columns"]
+        model_class, _, weights = record["model"].rpartition("@")
+        own: dict[str, Any] = {name: tensors[name] for name in _TENSORS}
+        own |= {name: tuple(record[name]) for name in ("calls", "target", "readout")}
+        return cls(
+            **own,
+            row_stream=rows["stream"],
+            column_stream=columns["stream"],
+            row_tokens=tuple(rows["tokens"]),
+            column_tokens=tuple(columns["tokens"]),
+            row_words=tuple(rows["words"]),
+            column_words=tuple(columns["words"]),
+            lie=Tokens(columns["prefix"], tuple(columns["grid"]) if columns["grid"] else None),
+            model_class=model_class,
+            weights=weights,
+            settings=record["settings"],
+            versions=record["versions"],
+        )
+
+    def __repr__(self) -> str:
+        size = len(self.matrix)
+        more = f"\n  ... and {size - 1} more samples: .sample(i)" if size > 1 else ""
+        return f"Grounding of {self.row_stream or 'targets'} in {self.column_stream}\n{aligned(self.rows())}{more}"
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<tr><th style='text-align:left'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in self.rows())
+        return f"<table><caption>Grounding of {escape(self.row_stream or 'targets')} in {escape(self.column_stream)}</caption>{lines}</table>"
+
+
+_TENSORS = ("matrix", "per_call", "direct", "output")

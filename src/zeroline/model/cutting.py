@@ -1,0 +1,170 @@
+"""Cutting attentions: the target when a call, or one head of it, gives what it gives under a baseline.
+
+Holds ``Cutter``: ``f(do(o_i := o_i0))`` for the output o_i of any call, whole or by heads, many cuts as rows of one pass. What runs before the
+call gives the same answer for every cut of it, so it is recorded once for all calls and replayed (``suffix``): a cut costs the rest of the
+model. One row of every pass is left uncut; where it does not give the model's own answer the whole model runs instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from zeroline.attribution import rounding
+from zeroline.errors import NonFiniteError, SiteError
+from zeroline.model.absent import under_baselines
+from zeroline.model.capture import Operand, Seen, watched
+from zeroline.model.inputs import Inputs
+from zeroline.model.maps import four, laid_out, name_of
+from zeroline.model.memory import MOST_ROWS
+from zeroline.model.places import Place
+from zeroline.model.question import checked, double
+from zeroline.model.suffix import Prefix, Shapes, Unsound
+from zeroline.target import Target
+
+FULL, SUFFIX = "full", "suffix"
+
+
+class Cutter:
+    """Cuts of the calls of one model on one batch. ``calls`` are those of a followed pass; ``value`` is f(x) [batch]."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, target: Target, calls: Sequence[Seen], value: Tensor, *, replay: bool = True) -> None:
+        self.model, self.inputs, self.target, self.calls, self.value = model, inputs, target, calls, value
+        self.numbers = {(seen.path, seen.index): number for number, seen in enumerate(calls)}
+        self.passes = 0
+        self.execution: dict[int, str] = {}
+        self.prefixes: dict[int, Prefix] = {}
+        if replay and inputs.repeatable:
+            self._record()
+
+    @torch.no_grad()
+    def outputs_under(self, inputs: Inputs) -> tuple[dict[int, Tensor], Tensor]:
+        """What every call gives on other inputs, as [groups, heads, queries, width], and f there [batch]."""
+        found: dict[int, Tensor] = {}
+
+        def keep(seen: Seen, output: Tensor) -> Tensor:
+            number = self.numbers.get((seen.path, seen.index))
+            if number is not None:
+                found[number] = four(self._as_known(number, seen.output), inputs.batch).clone()
+            return output
+
+        with under_baselines(), watched(self.model, inputs, graph=False, replace_output=keep) as recording:
+            output = recording.output
+        self.passes += 1
+        samples = torch.arange(inputs.batch)
+        for number, one in found.items():
+            if not bool(one.isfinite().all()):
+                where = name_of(self.calls[number])
+                raise NonFiniteError(
+                    f"under the baseline {where} gives NaN or infinity: its softmax is left without keys (a mask that hides all of them);"
+                    " give a baseline that leaves some, or call the model with another mask"
+                )
+        return found, double(checked(self.target.read(output, samples), samples, None)).cpu()
+
+    @torch.no_grad()
+    def cut(self, number: int, cut: Tensor, heads: Sequence[int | None]) -> Tensor:
+        """f [batch, cuts] with a call's output replaced by ``cut`` [groups, heads, queries, width]: whole (None), or in one head."""
+        batch = self.inputs.batch
+        rows = [(sample, head) for head in heads for sample in range(batch)]
+        room = MOST_ROWS.get(self.value.device.type, MOST_ROWS["cpu"]) - 1
+        found = [self._pass(number, cut, rows[start : start + room]) for start in range(0, len(rows), room)]
+        return torch.cat(found).view(len(heads), batch).T
+
+    def _pass(self, number: int, cut: Tensor, rows: Sequence[tuple[int, int | None]]) -> Tensor:
+        """The rows, and the first sample once more, uncut."""
+        samples = torch.tensor([*(sample for sample, _ in rows), 0])
+        heads = [head for _, head in rows]
+        prefix = self.prefixes.get(number)
+        truth = self.value[:1].cpu()
+        try:
+            values = self._run(number, cut, samples, heads, prefix)
+            off = (values[-1:] - truth).abs()
+            if prefix is not None and bool((off > 1e-4 * truth.abs() + rounding(torch.finfo(cut.dtype).eps, values[-1:], truth)).any()):
+                raise Unsound("replaying the modules before the call gives another output")
+        except (Unsound, RuntimeError, ValueError, LookupError, TypeError) as reason:
+            if isinstance(reason, Unsound) and prefix is None:
+                raise SiteError(f"with a cut made, {reason}: the model runs another way") from None
+            if prefix is None or isinstance(reason, torch.OutOfMemoryError):
+                raise
+            self.prefixes.pop(number)
+            self.execution[number] = f"{FULL}: {str(reason).splitlines()[0]}"
+            values = self._run(number, cut, samples, heads, None)
+        self.execution.setdefault(number, FULL if prefix is None else SUFFIX)
+        return values[:-1]
+
+    def _run(self, number: int, cut: Tensor, samples: Tensor, heads: Sequence[int | None], prefix: Prefix | None) -> Tensor:
+        inputs = self.inputs.rows(samples)
+        per_sample = len(cut) // self.inputs.batch
+        reached = False
+
+        def change(seen: Seen, output: Tensor) -> Tensor:
+            if self.numbers.get((seen.path, seen.index)) != number:
+                return output
+            nonlocal reached
+            reached = True
+            if prefix is not None:
+                prefix.reached()
+            known = replace(seen, output=self._as_known(number, replace(seen.output, tensor=output)))
+            given = four(known.output, len(samples)).clone()
+            for row, head in enumerate(heads):
+                own = slice(row * per_sample, (row + 1) * per_sample)
+                sample = int(samples[row])
+                there = slice(sample * per_sample, (sample + 1) * per_sample)
+                which = slice(None) if head is None else slice(head, head + 1)
+                given[own, which] = cut[there, which].to(given)
+            return laid_out(known, given)
+
+        with (
+            prefix.replayed(samples) if prefix is not None else nullcontext(),
+            watched(self.model, inputs, graph=False, replace_output=change) as recording,
+        ):
+            output = recording.output
+        self.passes += 1
+        if not reached:
+            raise Unsound(f"{name_of(self.calls[number])} is not reached")
+        return double(checked(self.target.read(output, samples), samples, None)).cpu()
+
+    def _as_known(self, number: int, operand: Operand) -> Operand:
+        """An output in the axes that the graph decided on."""
+        known = self.calls[number].output
+        return replace(operand, order=known.order, heads=known.heads)
+
+    @torch.no_grad()
+    def _record(self) -> None:
+        """One pass at x and one with a row more: what the modules before each call give, and which of its axes is the batch."""
+        prefixes = [Prefix(self.model, (Place(module=seen.path, call=seen.index, attention=True),)) for seen in self.calls]
+        everything = Prefix(self.model, ())
+        everything.modules = list({name: module for prefix in prefixes for name, module in prefix.modules}.items())
+        finished: list[int] = []  # modules that have given their outputs when a call comes
+
+        def note(_: Seen, output: Tensor) -> Tensor:
+            finished.append(len(everything.outputs))
+            return output
+
+        batch = self.inputs.batch
+        everyone = torch.arange(batch)
+        shapes: Shapes = {}
+        try:
+            with everything.recorded(), watched(self.model, self.inputs, graph=False, replace_output=note):
+                pass
+            with everything.measured(shapes):
+                self.inputs.rows(torch.cat([everyone, everyone[:1]])).call(self.model)
+        except Unsound as reason:
+            self.execution = dict.fromkeys(range(len(self.calls)), f"{FULL}: {reason}")
+            return
+        self.passes += 2
+        order = list(everything.outputs)
+        for number, prefix in enumerate(prefixes):
+            inside = f"{self.calls[number].path}."  # runs: it is by the way from scores to weights to values that an attention is seen
+            names = {name for name, _ in prefix.modules if not name.startswith(inside)}
+            prefix.outputs = {key: everything.outputs[key] for key in order[: finished[number]] if key[0] in names}
+            try:
+                prefix.axes = prefix.find_axes(shapes, batch, batch + 1)
+            except Unsound as reason:
+                self.execution[number] = f"{FULL}: {reason}"
+            else:
+                self.prefixes[number] = prefix
