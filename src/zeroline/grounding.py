@@ -28,7 +28,8 @@ SHOWN = 12  # rows in a table
 @dataclass(frozen=True, eq=False)
 class Grounding:
     """``matrix`` [batch, rows, columns]: how much relevance of a column came in through a row; ``per_call`` [calls, batch, rows, columns] by the
-    call at which it left the row (``calls``: names). ``direct`` [batch, columns] is what passed no row.
+    call at which it left the row (``calls``: names). ``direct`` [batch, columns] is what passed no row. ``back`` and ``back_per_call`` are the
+    other direction: relevance of a row that came in through a column. ``coupling`` is both together: a word finds its region either way.
 
     ``matrix.sum(1) + direct`` is ``relevance``, that of the columns' tokens. Rows are tokens of the stream ``row_stream`` (``row_tokens``: numbers),
     or targets (``row_stream`` is then ""); columns are the tokens ``column_tokens`` of ``column_stream``, which lie as ``lie`` says
@@ -38,6 +39,8 @@ class Grounding:
     matrix: Tensor
     per_call: Tensor
     direct: Tensor
+    back: Tensor
+    back_per_call: Tensor
     calls: tuple[str, ...]
     row_stream: str
     column_stream: str
@@ -65,6 +68,11 @@ class Grounding:
         return self.matrix.sum(1) + self.direct
 
     @property
+    def coupling(self) -> Tensor:
+        """Relevance that passed between a row and a column, in either direction: ``matrix + back`` [batch, rows, columns]."""
+        return self.matrix + self.back
+
+    @property
     def through(self) -> Tensor:
         """The part of all relevance of the columns, by size, that came in through rows: [batch], between 0 and 1."""
         rows, past = self.matrix.abs().double().sum((1, 2)), self.direct.abs().double().sum(1)
@@ -89,11 +97,11 @@ class Grounding:
         rows, columns = self.lie.grid or (0, 0)
         return self.lie.grid is not None and len(self.column_tokens) == self.lie.prefix + rows * columns
 
-    def grid(self, per_call: bool = False) -> Tensor:
-        """The matrix as maps [batch, rows, height, width] (``per_call``: [calls, batch, rows, height, width]); class tokens left out."""
+    def grid(self, part: str = "matrix") -> Tensor:
+        """A part of the record ("matrix", "back", "coupling", "per_call", ...) with its columns as maps [..., height, width]."""
         if not self.gridded or self.lie.grid is None:
             raise UsageError(f"the {len(self.column_tokens)} columns ({self.column_stream}) lie on no grid")
-        values = self.per_call if per_call else self.matrix
+        values: Tensor = getattr(self, part)
         return values[..., self.lie.prefix :].reshape(*values.shape[:-1], *self.lie.grid)
 
     def sample(self, index: int) -> Grounding:
@@ -102,9 +110,10 @@ class Grounding:
         if not -size <= index < size:
             raise UsageError(f"sample {index} asked; the record has {size}")
         pick = slice(index % size, index % size + 1)
-        own = {name: getattr(self, name)[pick] for name in ("matrix", "direct", "output", "readout")}
+        own = {name: getattr(self, name)[pick] for name in ("matrix", "direct", "back", "output", "readout")}
+        own |= {name: getattr(self, name)[:, pick] for name in ("per_call", "back_per_call")}
         target = self.target if not self.row_stream else self.target[pick]
-        return replace(self, **own, per_call=self.per_call[:, pick], target=target)
+        return replace(self, **own, target=target)
 
     def where(self, column: int) -> str:
         """A column in words: "patch (3, 4)", the word, or "token 5"."""
@@ -116,8 +125,8 @@ class Grounding:
 
     def rows(self, sample: int = 0) -> list[tuple[str, str]]:
         """The figures of one sample in words: (label, value) pairs."""
-        matrix = self.matrix[sample].double()
-        size = matrix.abs().sum().clamp_min(1e-300)
+        matrix, both = self.matrix[sample].double(), self.coupling[sample].double()
+        size = both.abs().sum().clamp_min(1e-300)
         lines = [("target", self.target[sample] if self.row_stream else f"{len(self.target)} targets")]
         what = f"{len(self.row_words)} tokens of {self.row_stream}" if self.row_stream else f"{len(self.row_words)} targets"
         lines.append(("rows", what))
@@ -127,17 +136,15 @@ class Grounding:
             lines.append(
                 ("relevance of columns", f"{float(self.relevance[sample].sum()):.4g} = {float(matrix.sum()):.4g} through rows + {past:.4g} past them")
             )
-        order = matrix.abs().sum(1).argsort(descending=True)[:SHOWN].tolist()
+            lines.append(("relevance of rows", f"{float(self.back[sample].sum()):.4g} through columns"))
+        order = both.abs().sum(1).argsort(descending=True)[:SHOWN].tolist()
         for i in sorted(order):
-            best = int(matrix[i].abs().argmax())
-            lines.append(
-                (self.row_words[i], f"{float(matrix[i].abs().sum() / size):.1%}, most on {self.where(best)} ({float(matrix[i, best]):+.3g})")
-            )
+            best = int(both[i].abs().argmax())
+            lines.append((self.row_words[i], f"{float(both[i].abs().sum() / size):.2%}, most with {self.where(best)} ({float(both[i, best]):+.3g})"))
         if len(self.row_words) > SHOWN:
             lines.append(("", f"and {len(self.row_words) - SHOWN} rows with less"))
-        for name, one in zip(self.calls, self.per_call[:, sample].double()):
-            share = float(one.abs().sum() / self.per_call[:, sample].double().abs().sum().clamp_min(1e-300))
-            lines.append((f"at {name}", f"{share:.1%}"))
+        each = (self.per_call + self.back_per_call)[:, sample].double().abs().sum((1, 2))
+        lines += [(f"at {name}", f"{float(part / each.sum().clamp_min(1e-300)):.1%}") for name, part in zip(self.calls, each)]
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,7 +162,7 @@ class Grounding:
                 "prefix": self.lie.prefix,
                 "grid": None if self.lie.grid is None else list(self.lie.grid),
             },
-            "row_totals": self.matrix.sum(2).tolist(),
+            "row_totals": self.coupling.sum(2).tolist(),
             "direct": self.direct.sum(1).tolist(),
             "through": self.through.tolist(),
             "calls": list(self.calls),
@@ -204,4 +211,4 @@ class Grounding:
         return f"<table><caption>Grounding of {escape(self.row_stream or 'targets')} in {escape(self.column_stream)}</caption>{lines}</table>"
 
 
-_TENSORS = ("matrix", "per_call", "direct", "output")
+_TENSORS = ("matrix", "per_call", "direct", "back", "back_per_call", "output")

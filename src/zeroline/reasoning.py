@@ -160,11 +160,15 @@ class Logic:
             return f"no reading of {who}: {small}: the players cancel"
         if any(one.size == 0 for one in found):
             return f"{who} needs none of the players: it holds without them"
-        terms = [" AND ".join([*(self.players[i] for i in one.present), *(f"NOT {self.players[i]}" for i in one.absent)]) for one in found]
-        shown = terms[:READ]
-        words = shown[0] if len(terms) == 1 else " OR ".join(f"({term})" for term in shown)
+        always = [i for i in found[0].present if all(i in one.present for one in found)]
+        terms = [[*(self.players[i] for i in one.present if i not in always), *(f"NOT {self.players[i]}" for i in one.absent)] for one in found]
+        needed = " AND ".join(self.players[i] for i in always)
+        if len(terms) == 1:
+            return f"{who} needs {' AND '.join([*([needed] if needed else []), *terms[0]])}"
+        ways = [f"({' AND '.join(term)})" if len(term) > 1 else term[0] for term in terms[:READ]]
         more = f" OR {len(terms) - READ} more ways" if len(terms) > READ else ""
-        return f"{who} needs {words}{more}"
+        words = f"{' OR '.join(ways)}{more}"
+        return f"{who} needs {needed} AND ({words})" if needed else f"{who} needs {words}"
 
     def independent(self, sample: int = 0) -> tuple[str, ...]:
         """Players that the reading does not name."""

@@ -35,6 +35,7 @@ FAMILIES: dict[str, Family] = {
     "dinov2_with_registers": Family(registers="num_register_tokens"),
     "dinov3_vit": Family(registers="num_register_tokens"),
     "ijepa": Family(prefix=0),
+    "lxmert": Family(prefix=0),  # where regions are the cells of a grid and the configuration says so, as digits-vqa's does
     "siglip_vision_model": Family(prefix=0),
     "vilt": Family(),
     "vit": Family(),
@@ -60,7 +61,7 @@ def patches_of(model: nn.Module, tokens: int, image_size: tuple[int, int] | None
     """
     for config in _configurations(model):
         family = FAMILIES.get(str(getattr(config, "model_type", "")))
-        if family is None:
+        if family is None or not hasattr(config, family.image):
             continue
         height, width = image_size or _pair(getattr(config, family.image))
         high, wide = _pair(getattr(config, family.patch))

@@ -2,8 +2,9 @@
 
 Relevance goes back from the target along paths of attention (``R_h = I + sum_i Abar_i R_{v_i}``, ``zl.attention_relevance``). Each path that
 ends at a token j of one source is booked for the last token i of the other source whose row it passed: ``G[i, j]`` is then the relevance of region j
-that came in through word i, and ``sum_i G[i, j]``, with what passed no word, is the relevance of j. One rule for co-attention, cross-attention
-and one stream of two sources, whatever the model. Signed where the correction is. Semantic interpretation: our reading of Cui, Fan & Chen 2026
+that came in through word i, and ``sum_i G[i, j]``, with what passed no word, is the relevance of j. The same the other way round (the relevance
+of word i that came in through region j) says which region was asked for a word; the two together are the coupling. One rule for co-attention,
+cross-attention and one stream of two sources, whatever the model. Signed where the correction is. Semantic interpretation: our reading of Cui, Fan & Chen 2026
 (heterogenous attention), whose formulas are not public.
 """
 
@@ -57,7 +58,8 @@ def ground(
 
     Returns:
         A ``Grounding``: ``matrix`` [batch, rows, columns], ``per_call`` [calls, batch, rows, columns] and ``direct`` [batch, columns];
-        ``matrix.sum(1) + direct`` is the relevance of the columns. Without a unit. Non-negative unless the correction is signed.
+        ``matrix.sum(1) + direct`` is the relevance of the columns. ``back`` [batch, rows, columns] is the relevance of rows that came in through
+        columns (zeros where targets are the rows), ``coupling`` the two together. Without a unit. Non-negative unless the correction is signed.
 
     Raises:
         UsageError: the model has one source and no rows or columns are named; rows and columns share a token.
@@ -77,25 +79,27 @@ def ground(
         sweep = Sweep(pass_, calls, asked, correction=correction, **sweep_options)
         sweep.differentiate(keep=False)
         begin = sweep.start()
-        found = _through(sweep, ends, begin.calls)
+        found, other = _through(sweep, ends, begin.calls), _through(sweep, _Ends(ends.columns, ends.rows), begin.calls)
         lie = token_lie(pass_, [ends.columns.stream], grid, prefix)[ends.columns.stream]
         batch = pass_.graph.streams[ends.columns.stream].batch
         past = found.pop(-1)
         read = begin.streams.get(ends.columns.stream)
         if read is not None:
             past = past + read[None]
-        used = sorted(found)
+        other.pop(-1)
+        used = sorted({*found, *other})
         output = pass_.graph.calls[0].output.tensor
 
         def native(tensor: Tensor) -> Tensor:
             return tensor.to(output.device, torch.promote_types(output.dtype, torch.float32))
 
-        shape = (len(ends.rows.tokens), batch, -1)
-        each = [found[call].view(shape).transpose(0, 1)[..., list(ends.columns.tokens)] for call in used]
-        per_call = torch.stack(each) if each else torch.zeros(0, batch, len(ends.rows.tokens), len(ends.columns.tokens), dtype=torch.float64)
+        per_call = _stacked(found, used, ends, batch)
+        back = _stacked(other, used, _Ends(ends.columns, ends.rows), batch).transpose(2, 3)
         return Grounding(
             matrix=native(per_call.sum(0)),
             per_call=native(per_call),
+            back=native(back.sum(0)),
+            back_per_call=native(back),
             direct=native(past.view(batch, -1)[:, list(ends.columns.tokens)]),
             calls=tuple(calls[call].name for call in used),
             row_stream=ends.rows.stream,
@@ -137,6 +141,13 @@ class _Part:
 class _Ends:
     rows: _Part
     columns: _Part
+
+
+def _stacked(found: Mapping[int, Tensor], calls: Sequence[int], ends: _Ends, batch: int) -> Tensor:
+    """[calls, batch, rows, columns] of what was booked by call as [rows, batch * tokens]."""
+    blank = torch.zeros(len(ends.rows.tokens), batch * ends.columns.total, dtype=torch.float64)
+    each = [found.get(call, blank).view(len(blank), batch, -1).transpose(0, 1)[..., list(ends.columns.tokens)] for call in calls]
+    return torch.stack(each) if each else torch.zeros(0, batch, len(blank), len(ends.columns.tokens), dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -206,6 +217,8 @@ def _by_target(
         matrix=matrix,
         per_call=torch.stack([one.per_call[stream][..., picked] for one in each], 2),
         direct=torch.zeros_like(matrix[:, 0]),
+        back=torch.zeros_like(matrix),
+        back_per_call=torch.zeros(len(first.calls), *matrix.shape).to(matrix),
         calls=tuple(name for name, _ in first.calls),
         row_stream="",
         column_stream=stream,

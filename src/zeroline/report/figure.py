@@ -135,8 +135,9 @@ def _left_out(one: Attribution, view: View) -> str:
 
 
 def save(drawn: Any, path: str | Path) -> None:
-    """Write a PNG to a temporary name, then rename."""
+    """Write a PNG, or an SVG where the name ends so, to a temporary name, then rename."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.text import Text
 
     for text in drawn.findobj(Text):
@@ -144,7 +145,10 @@ def save(drawn: Any, path: str | Path) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        FigureCanvasAgg(drawn).print_figure(temporary, format="png", metadata={"Software": "zeroline"})
+        if path.suffix == ".svg":
+            FigureCanvasSVG(drawn).print_figure(temporary, format="svg", metadata={"Creator": "zeroline", "Date": None})
+        else:
+            FigureCanvasAgg(drawn).print_figure(temporary, format="png", metadata={"Software": "zeroline"})
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

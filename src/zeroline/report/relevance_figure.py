@@ -125,13 +125,14 @@ def _draw_maps(row: Any, maps: Sequence[Source]) -> None:
         plain.set_title(source.title, fontsize=10)
         plain.set_xlabel(source.aside, fontsize=8)
         over.set_title("on the picture" if source.picture is not None else "smoothed", fontsize=10)
-        over.imshow(_overlay(source, height, width, limit))
+        over.imshow(overlaid(source, height, width, limit))
         for axis in (plain, over):
             axis.set_xticks([])
             axis.set_yticks([])
 
 
-def _overlay(source: Source, height: int, width: int, limit: float) -> Picture:
+def overlaid(source: Source, height: int, width: int, limit: float) -> Picture:
+    """A source's map over its picture in grey, as opaque as its relevance is strong."""
     from matplotlib import colormaps
 
     strength = upsample(source.heat, height, width) / limit

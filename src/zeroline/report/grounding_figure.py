@@ -1,0 +1,142 @@
+"""Grounding as one picture: the photograph once per word and the words once per region; or, without a photograph, the matrix.
+
+Drawn is the coupling: relevance that passed between a row and a column in either direction. Each photograph has a colour scale of its own, from
+zero to its largest size, and its share of all below it; signed relevance gets the diverging scale.
+"""
+
+from __future__ import annotations
+
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeroline.grounding import Grounding
+from zeroline.report.figure import COLOURS, Picture
+from zeroline.report.panels import begin, blank
+from zeroline.report.relevance_figure import POSITIVE, Source, overlaid, shade, word_limit
+
+PER_LINE = 8  # photographs in a line
+WORDS, REGIONS = 24, 4  # rows and regions that are drawn
+LABELLED = 48  # columns of a matrix that still have room for words
+Heat = NDArray[np.float64]
+
+
+def figure(one: Grounding, *, sample: int = 0, picture: Picture | None = None, seconds: float | None = None) -> Any:
+    """A ``matplotlib.figure.Figure``. ``picture`` is drawn below maps; ``seconds`` is what all columns last, where they are times."""
+    from matplotlib.figure import Figure
+
+    record = one.sample(sample)
+    rows = _strongest(record)
+    head = f"What grounds what: {_many(record.target)} ({record.settings.get('correction', '')} correction)"
+    if record.gridded:
+        lines = -(-len(rows) // PER_LINE)
+        regions = _regions(record) if record.row_stream else []
+        drawn = Figure(figsize=(1.65 * PER_LINE, 1.0 + 1.95 * lines + 0.42 * len(regions)), dpi=130, facecolor="white", layout="constrained")
+        parts = drawn.subfigures(1 + bool(regions), 1, height_ratios=[1.95 * lines, *([0.42 * len(regions) + 0.1] if regions else [])], squeeze=False)
+        _photographs(parts[0, 0], record, rows, picture)
+        if regions:
+            _words(parts[1, 0], record, rows, regions)
+    else:
+        drawn = Figure(figsize=(12.5, 1.8 + 0.3 * len(rows)), dpi=130, facecolor="white", layout="constrained")
+        _matrix(drawn.subplots(), record, rows, seconds)
+    drawn.suptitle(fill(head, 110), fontsize=12, fontweight="bold")
+    drawn.supxlabel(fill(caption(record, len(rows)), 150), fontsize=9)
+    return drawn
+
+
+def caption(record: Grounding, shown: int) -> str:
+    """What the matrix adds up to, and what is not drawn."""
+    left = len(record.row_words) - shown
+    more = f"; {left} rows with less are not drawn" if left else ""
+    if not record.row_stream:
+        return f"each row: relevance of {record.column_stream} for a target of its own; relevance has no unit{more}"
+    matrix, past, back = (float(part.sum()) for part in (record.matrix, record.direct, record.back))
+    return (
+        f"relevance of {record.column_stream} {matrix + past:.3g} = {matrix:.3g} through tokens of {record.row_stream} + {past:.3g} past them;"
+        f" of {record.row_stream} {back:.3g} through {record.column_stream}; relevance has no unit;"
+        f" read at {record.readout[0] if record.readout else '-'}{more}"
+    )
+
+
+def _many(targets: tuple[str, ...]) -> str:
+    return targets[0] if len(targets) == 1 else f"{len(targets)} targets"
+
+
+def _strongest(record: Grounding) -> list[int]:
+    size = record.coupling[0].double().abs().sum(1)
+    return sorted(size.argsort(descending=True)[:WORDS].tolist())
+
+
+def _photographs(part: Any, record: Grounding, rows: list[int], picture: Picture | None) -> None:
+    maps = record.grid("coupling")[0].double().cpu().numpy()
+    signed = bool((maps < 0).any())
+    total = float(np.abs(maps).sum()) or 1.0
+    height, width = picture.shape[:2] if picture is not None else (16 * maps.shape[1], 16 * maps.shape[2])
+    axes = part.subplots(-(-len(rows) // PER_LINE), PER_LINE, squeeze=False).flatten()
+    for axis in axes:
+        axis.axis("off")
+    for axis, row in zip(axes, rows):
+        axis.axis("on")
+        blank(axis)
+        axis.imshow(overlaid(Source("", "", maps[row], maps[row], picture=picture), height, width, float(np.abs(maps[row]).max()) or 1.0))
+        axis.set_title(begin(record.row_words[row], 22), fontsize=10, fontweight="bold")
+        axis.set_xlabel(f"{float(np.abs(maps[row]).sum()) / total:.1%} of all", fontsize=8)
+    scale = ": red for, blue against" if signed else ""
+    part.suptitle(f"the image once per row (each with a colour scale of its own{scale})", fontsize=9, x=0.01, ha="left")
+
+
+def _regions(record: Grounding) -> list[int]:
+    """The columns with the most relevance."""
+    size = record.coupling[0].double().abs().sum(0)
+    size[: record.lie.prefix] = 0
+    return [int(c) for c in size.argsort(descending=True)[:REGIONS] if size[c] > 0]
+
+
+def _words(part: Any, record: Grounding, rows: list[int], regions: list[int]) -> None:
+    from matplotlib.patches import Rectangle
+
+    axis = part.subplots()
+    axis.axis("off")
+    matrix = record.coupling[0].double().cpu().numpy()
+    axis.set_title(f"the rows once per region: the {len(regions)} with the most relevance (colours as for words in a line)", fontsize=9, loc="left")
+    axis.set_ylim(len(regions), 0)
+    reach = 14.0
+    for y, region in enumerate(regions):
+        x = 14.0
+        axis.text(0, y + 0.5, record.where(region), va="center", fontsize=9)
+        limit = word_limit(Source("", "", matrix[rows, region], matrix[rows, region]))
+        for row in rows:
+            word, value = begin(record.row_words[row], 16), float(matrix[row, region])
+            axis.add_patch(Rectangle((x, y + 0.1), len(word) + 0.6, 0.8, facecolor=shade(value, limit), edgecolor="#cccccc", linewidth=0.4))
+            ink = "white" if abs(value) > 0.75 * limit else "black"
+            axis.text(x + len(word) / 2 + 0.3, y + 0.5, word, ha="center", va="center", family="monospace", fontsize=9, color=ink)
+            x += len(word) + 1.4
+        reach = max(reach, x)
+    axis.set_xlim(0, max(reach, 110))
+
+
+def _matrix(axis: Any, record: Grounding, rows: list[int], seconds: float | None) -> None:
+    matrix: Heat = record.coupling[0].double().cpu().numpy()[rows]
+    signed, limit = bool((matrix < 0).any()), float(np.quantile(np.abs(matrix), 0.999)) or float(np.abs(matrix).max()) or 1.0
+    colours = COLOURS if signed else POSITIVE
+    end = matrix.shape[1] if seconds is None else seconds
+    shown = axis.imshow(
+        matrix,
+        cmap=colours,
+        vmin=-limit if signed else 0,
+        vmax=limit,
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0, end, len(rows), 0),
+    )
+    axis.set_yticks(np.arange(len(rows)) + 0.5, [begin(record.row_words[row], 28) for row in rows], fontsize=9)
+    columns = len(record.column_tokens)
+    if seconds is not None:
+        axis.set_xlabel("seconds", fontsize=9)
+    elif columns <= LABELLED:
+        axis.set_xticks(np.arange(columns) + 0.5, [begin(record.where(c), 16) for c in range(columns)], rotation=60, ha="right", fontsize=8)
+    else:
+        axis.set_xlabel(f"tokens of {record.column_stream}", fontsize=9)
+    axis.figure.colorbar(shown, ax=axis, fraction=0.02, pad=0.01).ax.tick_params(labelsize=7)
