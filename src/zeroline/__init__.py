@@ -58,7 +58,7 @@ from zeroline.model.dual_encoder import DualEncoder
 from zeroline.model.listing import sites
 from zeroline.model.surgery import capture, replaced
 from zeroline.model.trace import trace
-from zeroline.paradigm import ground, logic, mechanism
+from zeroline.paradigm import ground, logic, mechanism, players
 from zeroline.principles import Principles
 from zeroline.reasoning import Logic, Player
 from zeroline.relevance import Relevance
@@ -116,6 +116,7 @@ __all__ = [
     "logit",
     "mechanism",
     "odam",
+    "players",
     "replaced",
     "rewrite",
     "robustness",

@@ -106,6 +106,15 @@ def box(index: int | str, coordinate: str) -> DetectionTarget:
     return DetectionTarget(_known(index), coordinate=coordinate)
 
 
+def detections(output: Any, labels: Mapping[str, int], sample: int = 0) -> list[tuple[int, str]]:
+    """What a detector finds in a sample: (query, class), the surest first."""
+    scores = _outputs(output)[0][sample].detach()
+    objects = _objects(scores[None], labels)[0]
+    names = {index: name for name, index in reversed(list(labels.items()))}
+    found = sorted(_detected(objects, scores), key=lambda query: -float(objects[query].max()))
+    return [(query, names.get(int(objects[query].argmax()), str(int(objects[query].argmax())))) for query in found]
+
+
 def _known(index: int | str) -> int | str:
     if index == BEST or (isinstance(index, int) and not isinstance(index, bool)):
         return index

@@ -10,7 +10,25 @@ import sys
 
 import typer
 
-from zeroline.cli import attend, baselines, compare, corrections, demo, explain, guide, layers, principles, rewrite, robustness, sites, tables, trace
+from zeroline.cli import (
+    attend,
+    baselines,
+    compare,
+    corrections,
+    demo,
+    explain,
+    ground,
+    guide,
+    layers,
+    logic,
+    mechanism,
+    principles,
+    rewrite,
+    robustness,
+    sites,
+    tables,
+    trace,
+)
 from zeroline.errors import UsageError, ZerolineError
 
 app = typer.Typer(
@@ -28,6 +46,9 @@ app.command()(compare.compare)
 app.command()(attend.attend)
 app.command()(corrections.corrections)
 app.command()(guide.guide)
+app.command()(mechanism.mechanism)
+app.command()(ground.ground)
+app.command()(logic.logic)
 app.command()(rewrite.rewrite)
 app.command()(robustness.robustness)
 app.command()(principles.principles)

@@ -74,16 +74,16 @@ class Record(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-def write(record: Record, name: str, folder: Path, drawn: Any | None) -> list[Path]:
-    """``NAME.safetensors``, ``record.json`` and, where one could be drawn, ``figure.png``.
+def write(record: Record, name: str, folder: Path, drawn: Any | None, formats: Sequence[str] = ("png",)) -> list[Path]:
+    """``NAME.safetensors``, ``record.json`` and, where one could be drawn, ``figure.png`` (or other ``formats`` of it).
 
     All are written into a folder of their own first, then moved: a failure leaves what was there before.
     """
     with fresh(folder) as partial:
         record.save(partial / f"{name}.safetensors")
         (partial / "record.json").write_text(json.dumps(record.to_dict(), indent=2) + "\n")
-        if drawn is not None:
-            figure.save(drawn, partial / "figure.png")
+        for kind in formats if drawn is not None else ():
+            figure.save(drawn, partial / f"figure.{kind}")
         written = sorted(path.name for path in partial.iterdir())
     return [folder / name for name in written]
 

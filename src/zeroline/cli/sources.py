@@ -234,8 +234,9 @@ def _sourced_from_zoo(name: str) -> Sourced:
     from zeroline import zoo
 
     model, reads = zoo.load(name), zoo.MODELS[name].reads
-    words = zoo.tokenizer(name).convert_ids_to_tokens if "text" in reads else None
-    return Sourced(name, model, lambda image, text: zoo.preprocess(name, image, text), _zoo_labels(model), reads, words)
+    tokenizer = zoo.tokenizer(name) if "text" in reads else None
+    words = None if tokenizer is None else tokenizer.convert_ids_to_tokens
+    return Sourced(name, model, lambda image, text: zoo.preprocess(name, image, text), _zoo_labels(model), reads, words, tokenizer)
 
 
 def _zoo_labels(model: Any) -> dict[str, int]:

@@ -35,14 +35,27 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Sourced:
-    """A model of any sources: ``prepare(image or None, text or None)`` gives its inputs, ``words(ids)`` their tokens as text."""
+    """A model of any sources: ``prepare(image or None, text or None)`` gives its inputs, ``words(ids)`` their tokens as text.
+
+    Of a text a (text, passage) pair makes the two segments of a cross-encoder. ``hear(samples)`` gives what a model of sound reads of them, at
+    ``rate`` samples per second; its frames are ``hop`` seconds apart (0: it reads samples).
+    """
 
     name: str
     model: nn.Module
-    prepare: Callable[[Any, str | None], Mapping[str, Any]]
+    prepare: Callable[[Any, Any], Mapping[str, Any]]
     labels: Mapping[str, int]
     reads: tuple[str, ...] = ("image",)
     words: Callable[[list[int]], list[str]] | None = None
+    tokenizer: Any | None = None
+    hear: Callable[[Any], Mapping[str, Any]] | None = None
+    rate: int = 0
+    hop: float = 0.0
+
+    @property
+    def is_detector(self) -> bool:
+        """Does the model give a class and a box per query (DETR)?"""
+        return type(self.model).__name__.endswith("ForObjectDetection")
 
     @property
     def is_dual_encoder(self) -> bool:
@@ -68,18 +81,28 @@ def any_from_hub(name: str, *, trust_remote_code: bool = False) -> Sourced:
         model = kind.from_pretrained(name, weights_only=True, **options).eval()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as problem:
         raise LoadError(f"cannot load {name!r}: {_reason(problem)}") from problem
-    picture, tokenizer = (_part(maker, name, options) for maker in (transformers.AutoImageProcessor, transformers.AutoTokenizer))
+    makers = (transformers.AutoImageProcessor, transformers.AutoTokenizer, transformers.AutoFeatureExtractor)
+    picture, tokenizer, ear = (_part(maker, name, options) for maker in makers)
 
     known = inspect.signature(model.forward).parameters
-    parts = {"text": tokenizer if "input_ids" in known else None, "image": picture if "pixel_values" in known else None}
+    sounds = "input_features" in known or "input_values" in known
+    parts = {
+        "text": tokenizer if "input_ids" in known else None,
+        "image": picture if "pixel_values" in known else None,
+        "audio": ear if sounds else None,
+    }
 
-    def prepare(image: Any, text: str | None) -> Mapping[str, Any]:
+    def prepare(image: Any, text: Any) -> Mapping[str, Any]:
         given: dict[str, Any] = {}
-        if text is not None and tokenizer is not None:
+        if isinstance(text, tuple) and tokenizer is not None:
+            given |= dict(tokenizer(*text, return_tensors="pt"))
+        elif text is not None and tokenizer is not None:
             given |= dict(tokens(tokenizer, [text], pad=config.model_type in PADDED, longest=_longest(config)))
         if image is not None and picture is not None:
             given |= dict(picture(images=image, return_tensors="pt"))
-        given = {n: v for n, v in given.items() if n in known}
+        return with_decoder({n: v for n, v in given.items() if n in known})
+
+    def with_decoder(given: dict[str, Any]) -> Mapping[str, Any]:
         if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in given:
             start = getattr(config, "decoder_start_token_id", None)
             start = start if start is not None else getattr(getattr(config, "decoder", None), "decoder_start_token_id", None)
@@ -88,7 +111,16 @@ def any_from_hub(name: str, *, trust_remote_code: bool = False) -> Sourced:
 
     labels = {str(label): int(index) for index, label in (getattr(config, "id2label", None) or {}).items()}
     words = None if tokenizer is None else tokenizer.convert_ids_to_tokens
-    return Sourced(name, model, prepare, labels, tuple(what for what, part in parts.items() if part is not None), words)
+    rate = int(getattr(ear, "sampling_rate", 0)) if sounds else 0
+
+    def hear(samples: Any) -> Mapping[str, Any]:
+        found = dict(ear(samples, sampling_rate=rate, return_tensors="pt"))  # type: ignore[misc]
+        return with_decoder({n: v for n, v in found.items() if n in known})
+
+    reads = tuple(what for what, part in parts.items() if part is not None)
+    return Sourced(
+        name, model, prepare, labels, reads, words, tokenizer, hear if rate else None, rate, getattr(ear, "hop_length", 0) / rate if rate else 0.0
+    )
 
 
 def _longest(config: Any) -> int | None:

@@ -4,8 +4,8 @@ Relevance goes back from the target along paths of attention (``R_h = I + sum_i 
 ends at a token j of one source is booked for the last token i of the other source whose row it passed: ``G[i, j]`` is then the relevance of region j
 that came in through word i, and ``sum_i G[i, j]``, with what passed no word, is the relevance of j. The same the other way round (the relevance
 of word i that came in through region j) says which region was asked for a word; the two together are the coupling. One rule for co-attention,
-cross-attention and one stream of two sources, whatever the model. Signed where the correction is. Semantic interpretation: our reading of Cui, Fan & Chen 2026
-(heterogenous attention), whose formulas are not public.
+cross-attention and one stream of two sources, whatever the model. Signed where the correction is. Semantic interpretation: our reading of
+Cui, Fan & Chen 2026 (heterogenous attention), whose formulas are not public.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def figure(one: Grounding, *, sample: int = 0, picture: Picture | None = None, s
 def caption(record: Grounding, shown: int) -> str:
     """What the matrix adds up to, and what is not drawn."""
     left = len(record.row_words) - shown
-    more = f"; {left} rows with less are not drawn" if left else ""
+    more = f"; {left} rows with less or nothing are not drawn" if left else ""
     if not record.row_stream:
         return f"each row: relevance of {record.column_stream} for a target of its own; relevance has no unit{more}"
     matrix, past, back = (float(part.sum()) for part in (record.matrix, record.direct, record.back))
@@ -66,7 +66,7 @@ def _many(targets: tuple[str, ...]) -> str:
 
 def _strongest(record: Grounding) -> list[int]:
     size = record.coupling[0].double().abs().sum(1)
-    return sorted(size.argsort(descending=True)[:WORDS].tolist())
+    return sorted(i for i in size.argsort(descending=True)[:WORDS].tolist() if size[i] > 0) or [0]
 
 
 def _photographs(part: Any, record: Grounding, rows: list[int], picture: Picture | None) -> None:

@@ -1,0 +1,130 @@
+"""``zeroline logic``: which words and regions an answer needs, and how they go together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from zeroline.baseline import by_name
+from zeroline.cli import show
+from zeroline.cli.options import AsJson, ModelName, TargetText, TrustRemoteCode
+from zeroline.cli.paradigm import Audio, Given, ImageOrNone, Passage, Text, given, target_of
+from zeroline.cli.reading import grid_of
+from zeroline.errors import UsageError
+from zeroline.model.inputs import Inputs
+from zeroline.paradigm import logic as by_coalitions
+from zeroline.paradigm import players as make
+from zeroline.reasoning import Player
+from zeroline.report import logic_figure
+from zeroline.target import whole_number
+
+SOURCES = "sources"
+USUAL_GRID = "2x2"
+
+
+def logic(
+    image: ImageOrNone = None,
+    text: Text = None,
+    passage: Passage = None,
+    audio: Audio = None,
+    model: ModelName = "zoo:digits-vqa",
+    target: TargetText = "top",
+    players: Annotated[str | None, typer.Option(help="sources: each source as one player. Default: words and regions.")] = None,
+    words: Annotated[str | None, typer.Option(help="The words that play, 'color, seven'; 'none' for no words. Default: all.")] = None,
+    regions: Annotated[str | None, typer.Option(help="A grid of regions, ROWSxCOLUMNS; A1 is upper left. Default: 2x2 without --region.")] = None,
+    region: Annotated[list[str] | None, typer.Option(help="A region by itself, NAME=LEFT,TOP,RIGHT,BOTTOM in pixels; can be repeated.")] = None,
+    instead: Annotated[str | None, typer.Option(help="Another question of the same length: which dividends change?")] = None,
+    baseline: Annotated[str, typer.Option(help="What an absent region is: zeros, black, mean, blur(8), ... Absent words are mask tokens.")] = "zeros",
+    threshold: Annotated[str, typer.Option(help="When a coalition counts: a share of the way to f(all), or answer.")] = "0.5",
+    max_evaluations: Annotated[int, typer.Option(help="Coalitions at most.")] = 4096,
+    seed: Annotated[int, typer.Option(help="Of the random orders, with more than ten players.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for figure.png, logic.safetensors, record.json.")] = Path("out"),
+    json_: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Which words and regions the answer needs: dividends of every coalition, and a sentence."""
+    asked = given(model, image, text, passage, audio, trust_remote_code=trust_remote_code)
+    chosen = _players(asked, players, words, regions, region or [], baseline)
+    other = None
+    if instead is not None:
+        if text is None or passage is not None:
+            raise UsageError("--instead is another text: it goes with --text, without --passage")
+        other = asked.sourced.prepare(asked.image, instead)
+    with show.results_folder(out):
+        with show.progress("coalitions") as report:
+            found = by_coalitions(
+                asked.sourced.model,
+                asked.inputs,
+                target=target_of(asked, target),
+                players=chosen,
+                baseline=asked.baselines(baseline),
+                threshold=_threshold(threshold),
+                instead=other,
+                max_evaluations=max_evaluations,
+                seed=seed,
+                progress=report,
+            )
+        places = {p.name: _place(p, asked) for p in chosen or [] if p.where is not None and p.input != "input_ids"}
+        drawn = logic_figure.figure(found, picture=asked.picture, places=places, asked=text or "", instead=instead or "")
+        files = show.write(found, "logic", out, drawn)
+    if json_:
+        print(json.dumps({**found.to_dict(), "files": [str(p) for p in files]}, indent=2))
+        return
+    show.table(found.rows())
+    show.output.print(f"wrote {', '.join(str(p) for p in files)}", markup=False)
+
+
+def _players(asked: Given, kind: str | None, words: str | None, regions: str | None, region: list[str], baseline: str) -> list[Player] | None:
+    if kind is not None:
+        if kind != SOURCES or words is not None or regions is not None or region:
+            raise UsageError(f"--players {kind!r} was given; it is {SOURCES}, and goes without --words, --regions and --region")
+        return None
+    found: list[Player] = []
+    if "input_ids" in asked.inputs and asked.sourced.tokenizer is not None and words != "none":
+        named = None if words is None else [word.strip() for word in words.split(",") if word.strip()]
+        found += make.words(asked.inputs, asked.sourced.tokenizer, named)
+    elif words not in (None, "none"):
+        raise UsageError(f"--words was given, and {asked.sourced.name!r} reads no text")
+    if asked.picture is None:
+        if regions is not None or region:
+            raise UsageError(f"--regions was given, and {asked.sourced.name!r} reads no image here")
+        return found or None
+    boxes = dict(_region(one, asked) for one in region)
+    if len(boxes) < len(region):
+        raise UsageError("two regions have one name")
+    if regions is not None or not region:
+        rows, columns = grid_of(regions or USUAL_GRID) or (2, 2)
+        boxes |= make.grid(rows, columns)
+    return found + make.regions(asked.sourced.model, asked.inputs, boxes, baseline=by_name(baseline))
+
+
+def _region(text: str, asked: Given) -> tuple[str, make.Box]:
+    name, equals, box = text.partition("=")
+    sides = [number for part in box.split(",") if (number := whole_number(part)) is not None]
+    if not equals or not name.strip() or len(sides) != 4 or box.count(",") != 3:
+        raise UsageError(f"cannot read --region {text!r}; write NAME=LEFT,TOP,RIGHT,BOTTOM in pixels")
+    width, height = (asked.image.width, asked.image.height) if asked.image is not None else (1, 1)
+    left, top, right, bottom = sides
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise UsageError(f"the region {text} is not within the image of {width} x {height}")
+    return name.strip(), (left / width, top / height, right / width, bottom / height)
+
+
+def _place(player: Player, asked: Given) -> np.ndarray:
+    """A region's place as bool [height, width] of its own grid."""
+    assert player.where is not None
+    if player.where.ndim == 2:
+        return np.asarray(player.where.numpy())
+    _, shape = make.picture_of(asked.sourced.model, Inputs.of(asked.sourced.model, asked.inputs), player.input)
+    return np.asarray(player.where.view(shape).numpy())
+
+
+def _threshold(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

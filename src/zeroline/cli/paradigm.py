@@ -1,0 +1,128 @@
+"""What `mechanism`, `ground` and `logic` share: a model of several sources, what it is asked about, and what it writes by itself.
+
+Models that write (Whisper, Marian, TrOCR) are let write greedily; each word of it is then a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from zeroline.baseline import BaselineLike
+from zeroline.cli import show
+from zeroline.cli.sources import load_sourced, open_image, sources_of, target_for
+from zeroline.errors import TargetError, UsageError
+from zeroline.model.audio import read_audio
+from zeroline.model.inputs import Inputs
+from zeroline.model.loading import Sourced
+from zeroline.model.words import whole_words
+from zeroline.paradigm.players import missing_word
+from zeroline.report.figure import Picture
+from zeroline.target import TargetLike, sequence
+
+ImageOrNone = Annotated[Path | None, typer.Argument(help="The image file; left out for models that read none.")]
+Text = Annotated[str | None, typer.Option(help="The text or question, for models that read one.")]
+Passage = Annotated[str | None, typer.Option(help="A second text, for cross-encoders: --text is the query, this the passage.")]
+Audio = Annotated[Path | None, typer.Option(help="A sound file (wav, flac, ogg), for models that listen; resampled where its rate is another.")]
+Correction = Annotated[str, typer.Option(help="positive, absolute, negative, signed or none.")]
+MOST_WRITTEN = 60  # tokens that a model is let write
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model with inputs, and the picture to draw on (None: there is none); ``seconds`` that a sound lasts, and that all its frames do."""
+
+    sourced: Sourced
+    inputs: Mapping[str, Any]
+    picture: Picture | None
+    image: Any | None = None
+    seconds: float | None = None
+
+    @property
+    def ids(self) -> dict[str, list[str]]:
+        """Tokens as text, of the inputs that are ids."""
+        if self.sourced.words is None:
+            return {}
+        plain = ("mask", "type", "position")
+        known = {n: t for n, t in self.inputs.items() if isinstance(t, torch.Tensor) and not t.is_floating_point() and not any(p in n for p in plain)}
+        return {name: [str(word) for word in self.sourced.words(ids[0].tolist())] for name, ids in known.items() if ids.ndim == 2}
+
+    def baselines(self, image: str) -> dict[str, BaselineLike]:
+        """What stands for absent words (mask, else unknown, else padding token) and for an absent picture."""
+        from zeroline.baseline import by_name
+
+        found: dict[str, BaselineLike] = {}
+        for name, tensor in Inputs.of(self.sourced.model, self.inputs).tensors.items():
+            if tensor.is_floating_point():
+                found[name] = by_name(image)
+            elif self.sourced.tokenizer is not None and tensor.ndim == 2:
+                found[name] = missing_word(self.sourced.tokenizer)
+        return found
+
+
+def given(model: str, image: Path | None, text: str | None, passage: str | None, audio: Path | None, *, trust_remote_code: bool) -> Given:
+    """Load the model and what it reads; an error where one is missing or means nothing to it."""
+    sourced = load_sourced(model, trust_remote_code=trust_remote_code)
+    if "audio" in sourced.reads or audio is not None:
+        if sourced.hear is None:
+            raise UsageError(f"{sourced.name!r} reads no audio, only {' and '.join(sourced.reads)}")
+        if audio is None:
+            raise UsageError(f"{sourced.name!r} reads audio; give --audio FILE")
+        if image is not None or text is not None:
+            raise UsageError(f"{sourced.name!r} reads audio alone; an image or --text means nothing to it")
+        sound = read_audio(audio, sourced.rate)
+        if sound.note:
+            show.notes.print(f"note: {audio.name}: {sound.note}", markup=False)
+        return Given(sourced, sourced.hear(sound.samples), None, seconds=sound.seconds)
+    opened = None if image is None else open_image(image)
+    if passage is not None and (text is None or sourced.tokenizer is None or opened is not None):
+        raise UsageError("--passage goes with --text, for a model that reads two texts and no image")
+    sources_of(sourced, opened, text)
+    inputs = sourced.prepare(opened, (text, passage) if passage is not None else text)
+    picture = show.picture_among(sourced.model, inputs)
+    if picture is None and opened is not None:
+        picture = np.asarray(opened, dtype=np.float32) / np.float32(255)
+    return Given(sourced, inputs, picture, opened)
+
+
+def target_of(asked: Given, text: str) -> TargetLike:
+    """``--target``; of a detector, "top" is its surest detection."""
+    from zeroline.target import detection
+
+    return detection("top") if asked.sourced.is_detector and text == "top" else target_for(text, asked.sourced)
+
+
+def writes(asked: Given) -> bool:
+    """Does the model write a text of its own from what it reads?"""
+    return asked.sourced.predicts_tokens and bool(getattr(asked.sourced.model.config, "is_encoder_decoder", False))
+
+
+@torch.no_grad()
+def written(asked: Given) -> tuple[Given, dict[str, TargetLike]]:
+    """What a model that writes does write, greedily: the inputs with it in the decoder, and a target per word of it."""
+    model, tokenizer = asked.sourced.model, asked.sourced.tokenizer
+    if tokenizer is None:
+        raise UsageError(f"{asked.sourced.name!r} writes tokens, and has no tokenizer to say what they are")
+    start = {n: v for n, v in asked.inputs.items() if n != "decoder_input_ids"}
+    kept = torch.random.get_rng_state()
+    ids = model.generate(**start, max_new_tokens=MOST_WRITTEN, do_sample=False, num_beams=1)  # type: ignore[operator]
+    torch.random.set_rng_state(kept)
+    pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(ids[0].tolist())]
+    targets: dict[str, TargetLike] = {}
+    for word, numbers in whole_words(pieces, tokenizer.all_special_tokens):
+        if numbers[0] == 0:
+            continue  # the first token is given, not written
+        name = word
+        while name in targets:
+            name += " "  # a word that is written twice
+        targets[name] = sequence([int(ids[0, n]) for n in numbers], numbers[0] - 1)
+    if not targets:
+        raise TargetError(f"{asked.sourced.name!r} writes nothing here")
+    inputs = {**asked.inputs, "decoder_input_ids": ids[:, :-1]}
+    return Given(asked.sourced, inputs, asked.picture, asked.image, asked.seconds), targets
