@@ -58,6 +58,7 @@ class Mechanism:
     with the sources of its keys at their baselines; ``head_effect`` [batch, edges, heads] the same for one head (NaN where there is none).
 
     ``joint`` [batch] is f(x) with all sources at their baselines at once. ``baselines``: source -> name. Of what was not cut the effects are NaN.
+    ``evaluations`` counts cuts per sample; ``forward_passes`` those of cuts, baselines and recording, and the trace.
     """
 
     edges: tuple[Edge, ...]
@@ -177,7 +178,7 @@ class Mechanism:
                 lines.append((f"relevance and effect, {kind or 'all'}", f"Spearman's rho {rho:+.2f}"))
         lines += [(f"fusion in {layer}", f"relevance {flow:.3g}, effect {size:.3g}") for layer, flow, size in self.fusion(sample)]
         full = [words for words in self.execution if words.startswith("full:")]
-        how = f"{self.evaluations} cuts, {self.forward_passes} forward passes" + (f"; {len(full)} edges in {full[0]}" if full else "")
+        how = f"{self.evaluations} cuts in {self.forward_passes} forward passes" + (f"; {len(full)} edges in {full[0]}" if full else "")
         return [*lines, ("evaluations", how), ("reading", self.reading(sample))]
 
     def to_dict(self) -> dict[str, Any]:

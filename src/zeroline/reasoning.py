@@ -51,7 +51,8 @@ class Logic:
     ``holds`` [batch, n] is what of it is read as true, by the rule that ``threshold`` says. With all 2^k coalitions the dividends are exact and add
     up to ``difference`` = f(all) - f(none), up to rounding (``error``); of more than ten players only those of one and two are known, and
     ``error`` is what larger groups hold; ``estimate`` and ``half_width`` are then Shapley values [batch, players] from ``orders`` random
-    orders with a 95 % interval. ``instead`` is the same game on other inputs (a minimal pair).
+    orders with a 95 % interval. ``instead`` is the same game on other inputs (a minimal pair). ``evaluations`` counts coalitions per sample,
+    ``forward_passes`` the passes that they took; one at x, and a trace where players were not given, come beside.
     """
 
     players: tuple[str, ...]
@@ -215,7 +216,7 @@ class Logic:
         what = "" if self.exact else ", which groups of three and more hold"
         lines.append(("attribution error", f"{float(self.error[sample]):+.3g}{share}{what}"))
         counted = f"all {1 << k} coalitions" if self.exact else f"{len(self.coalitions)} of 2^{k} coalitions, singles and pairs exact"
-        lines.append(("evaluations", f"{self.evaluations} ({counted}), {self.forward_passes} forward passes"))
+        lines.append(("evaluations", f"{self.evaluations} ({counted}) in {self.forward_passes} forward passes"))
         lines += [(f"dividend {name}", f"{value:+.4g}") for name, value in self.largest(sample)]
         if len(self._dividends) > SHOWN:
             rest = sum(abs(float(d[sample])) for d in self._dividends.values()) - sum(abs(v) for _, v in self.largest(sample))
@@ -229,7 +230,8 @@ class Logic:
         if out := self.independent(sample):
             lines.append(("independent of", ", ".join(out)))
         if self.instead is not None:
-            lines.append(("instead", self.instead._read(sample)))
+            other = [f"{there} for {here}" for here, there in zip(self.players, self.instead.players) if here != there]
+            lines += [("instead", self.instead._read(sample)), *([("in place", ", ".join(other))] if other else [])]
             lines += [(f"changes {' + '.join(name)}", f"{a:+.4g} -> {b:+.4g}") for name, a, b in self.changes(sample)[:SHOWN]]
         return lines
 

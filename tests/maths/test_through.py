@@ -98,9 +98,7 @@ def every_path(graph, columns="columns"):
 def of(graph, **other):
     asked = {"columns": "columns", "passing": graph.passing, "start": graph.start, **other}
     size = graph.streams[asked["columns"]]
-    return through(
-        graph.values, graph.rows, size, asked["columns"], asked["passing"], dict(asked["start"]), lambda call, r: r @ graph.maps[call]
-    )
+    return through(graph.values, graph.rows, size, asked["columns"], asked["passing"], dict(asked["start"]), lambda call, r: r @ graph.maps[call])
 
 
 @pytest.mark.parametrize("seed", range(25))

@@ -10,10 +10,10 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from attention_models import FAMILIES
 from torch import nn
 
 import zeroline as zl
+from attention_models import FAMILIES
 
 
 # --- models ------------------------------------------------------------------------------------------------------------
@@ -93,11 +93,11 @@ class EncoderDecoder(nn.Module):
         return self.head((x + self.cross(x, m))[:, -1])
 
 
-def sharp(model, seed=4):
+def sharp(model, seed=4, size=0.5):
     """Float64, and weights that make attention uneven."""
     draw = torch.Generator().manual_seed(seed)
     for p in model.parameters():
-        p.data = torch.randn(p.shape, dtype=torch.float64, generator=draw) * (0.9 if p.ndim > 1 else 0.3)
+        p.data = torch.randn(p.shape, dtype=torch.float64, generator=draw) * (size if p.ndim > 1 else 0.3)
     return model.eval().double()
 
 
@@ -195,11 +195,11 @@ def outside(count):
 
 # --- cuts by plain hooks ---------------------------------------------------------------------------------------------------
 PROJECTIONS = {
-    "LXMERT": lambda path: path.replace("attention.self", "attention.output.dense").replace("attention.att", "attention.output.dense"),
+    "LXMERT": lambda path: path.rpartition(".")[0] + ".output.dense",
     "T5": lambda path: f"{path}.o",
     "DETR": lambda path: f"{path}.o_proj",
     "ViLT": lambda path: path.removesuffix(".attention") + ".output.dense",
-    "Swin": lambda path: path.removesuffix(".self") + ".output.dense",
+    "Swin": lambda path: f"{path}.o_proj",
     "GPT-2": lambda path: f"{path}.c_proj",
     "Whisper": lambda path: f"{path}.out_proj",
 }
@@ -277,7 +277,9 @@ def state_of(model):
         "random": torch.random.get_rng_state(),
         "grad": torch.is_grad_enabled(),
         "fast path": torch.backends.mha.get_fastpath_enabled(),
-        "functional": {n: id(F.__dict__[n]) for n in ("has_torch_function", "scaled_dot_product_attention", "softmax", "multi_head_attention_forward")},
+        "functional": {
+            n: id(F.__dict__[n]) for n in ("has_torch_function", "scaled_dot_product_attention", "softmax", "multi_head_attention_forward")
+        },
     }
 
 

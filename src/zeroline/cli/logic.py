@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -16,6 +18,7 @@ from zeroline.cli.paradigm import Audio, Given, ImageOrNone, Passage, Text, give
 from zeroline.cli.reading import grid_of
 from zeroline.errors import UsageError
 from zeroline.model.inputs import Inputs
+from zeroline.model.words import whole_words
 from zeroline.paradigm import logic as by_coalitions
 from zeroline.paradigm import players as make
 from zeroline.reasoning import Player
@@ -68,6 +71,9 @@ def logic(
                 seed=seed,
                 progress=report,
             )
+        if instead is not None and found.instead is not None and chosen is not None:
+            names = _names(asked, other, chosen)
+            found = replace(found, instead=replace(found.instead, players=tuple(names)))
         places = {p.name: _place(p, asked) for p in chosen or [] if p.where is not None and p.input != "input_ids"}
         drawn = logic_figure.figure(found, picture=asked.picture, places=places, asked=text or "", instead=instead or "")
         files = show.write(found, "logic", out, drawn)
@@ -76,6 +82,20 @@ def logic(
         return
     show.table(found.rows())
     show.output.print(f"wrote {', '.join(str(p) for p in files)}", markup=False)
+
+
+def _names(asked: Given, other: Mapping[str, Any] | None, players: list[Player]) -> list[str]:
+    """The players' names with the words of the other question."""
+    found = []
+    for player in players:
+        there = None if other is None or asked.sourced.words is None or player.input != "input_ids" else other[player.input][0]
+        if there is None or asked.sourced.words is None or player.where is None:
+            found.append(player.name)
+            continue
+        here = asked.inputs[player.input][0]
+        same = bool((here[player.where] == there[player.where]).all())
+        found.append(player.name if same else whole_words(asked.sourced.words(there[player.where].tolist()))[0][0])
+    return found
 
 
 def _players(asked: Given, kind: str | None, words: str | None, regions: str | None, region: list[str], baseline: str) -> list[Player] | None:

@@ -46,8 +46,8 @@ def shapley(of: Tensor) -> Tensor:
     """
     players = (of.shape[-1] - 1).bit_length()
     numbers = torch.arange(of.shape[-1])
-    takes_part = (numbers[:, None] >> torch.arange(players)) & 1
-    return of @ (takes_part / takes_part.sum(1, keepdim=True).clamp_min(1)).to(of)
+    takes_part = ((numbers[:, None] >> torch.arange(players)) & 1).to(of)
+    return of @ (takes_part / takes_part.sum(1, keepdim=True).clamp_min(1))
 
 
 @dataclass(frozen=True)

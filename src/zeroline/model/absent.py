@@ -23,9 +23,10 @@ _NO_MARKERS = ("mask_token_id", "pad_token_id", "unk_token_id")
 
 
 def usual(model: nn.Module, inputs: Inputs, name: str) -> Baseline:
-    """Zeros for numbers; for ids the token that the model's configuration calls mask, else pad, its markers kept.
+    """Zeros for numbers; for ids the token that the model's configuration calls mask, else pad; markers that it names stay.
 
-    Raises BaselineError where it names none: then one must be given.
+    BERT's configuration names neither a mask token nor [CLS] and [SEP]: its tokenizer does (``zl.baseline.mask_token``). Raises
+    BaselineError where it names none: then one must be given.
     """
     if inputs.tensors[name].is_floating_point():
         return zeros()
@@ -35,8 +36,10 @@ def usual(model: nn.Module, inputs: Inputs, name: str) -> Baseline:
     known: dict[str, int] = {a: v for a, v in named if isinstance(v, int) and not isinstance(v, bool)}
     for which in ("mask_token_id", "pad_token_id"):
         if which in known:
-            keep = [id for a, id in known.items() if a not in _NO_MARKERS] + [known["pad_token_id"]] * ("pad_token_id" in known)
-            return token(known[which], keep=keep, name=f"{which.removesuffix('_id').replace('_', ' ')} {known[which]} for every word")
+            markers = [id for a, id in known.items() if a not in _NO_MARKERS]
+            keep = [*markers, *([known["pad_token_id"]] if "pad_token_id" in known else [])]
+            what = "word" if markers else "token, markers too"
+            return token(known[which], keep=keep, name=f"{which.removesuffix('_id').replace('_', ' ')} {known[which]} for every {what}")
     hint = "give one, e.g. zl.baseline.mask_token(tokenizer) or zl.baseline.token(id)"
     raise BaselineError(f"input {name!r} holds ids, and the model's configuration names no mask or pad token to stand for them; {hint}")
 

@@ -151,10 +151,23 @@ class _Turned:
 
 
 class Watch(TorchFunctionMode):
-    """The mode. ``changed(seen, output)`` may give another output for an attention (the do-operator on its map)."""
+    """The mode. ``changed(seen, output)`` may give another output for an attention (the do-operator on its map).
 
-    def __init__(self, model: nn.Module, inputs: Inputs, recording: Recording, *, graph: bool, changed: Replace | None = None) -> None:
+    After the call ``last`` (path, index) it looks no further: what comes then runs as if nobody watched.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        recording: Recording,
+        *,
+        graph: bool,
+        changed: Replace | None = None,
+        last: tuple[str, int] | None = None,
+    ) -> None:
         super().__init__()
+        self.last, self.asleep = last, False
         self.recording = recording
         self.graph = graph
         self.replace = changed
@@ -172,6 +185,8 @@ class Watch(TorchFunctionMode):
             self.derived[tensor] = name
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if self.asleep:
+            return func(*args, **(kwargs or {}))
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", str(func))
         if _active[-1] is not self:
@@ -257,6 +272,7 @@ class Watch(TorchFunctionMode):
             if changed is not out:
                 out, seen = changed, replace(seen, output=operand(changed, order))
         self.recording.seen.append(seen)
+        self.asleep = self.last == (path, index)
         return out
 
     def _follow(self, name: str, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -400,13 +416,22 @@ class Watch(TorchFunctionMode):
 
 @contextmanager
 def watched(
-    model: nn.Module, inputs: Inputs, *, graph: bool = True, replace_output: Replace | None = None, values: Mapping[str, Any] | None = None
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    graph: bool = True,
+    replace_output: Replace | None = None,
+    values: Mapping[str, Any] | None = None,
+    last: tuple[str, int] | None = None,
 ) -> Iterator[Recording]:
-    """Run ``model(...)`` under the mode; inside the block the recording is there, after it everything is put back."""
+    """Run ``model(...)`` under the mode; inside the block the recording is there, after it everything is put back.
+
+    With ``last`` (path, index) only that call is told apart from others, and nothing after it is seen.
+    """
     recording = Recording(arguments=_in_order(model, inputs))
     inputs = inputs.with_values({name: tensor.clone() for name, tensor in inputs.tensors.items()})  # the model may write on what it gets
     names = {id(module): name for name, module in reversed(list(model.named_modules()))}
-    watch = Watch(model, inputs, recording, graph=graph, changed=replace_output)
+    watch = Watch(model, inputs, recording, graph=graph, changed=replace_output, last=last)
     with ExitStack() as stack:
         stack.callback(lambda: [p.requires_grad_(False) for p in watch.opened])
 
@@ -416,7 +441,8 @@ def watched(
         def leave(module: nn.Module, _: Any, __: Any) -> None:
             watch.stack.pop()
 
-        for module in model.modules():
+        known = model if last is None or not last[0] else model.get_submodule(last[0])  # where else a call is does not matter then
+        for module in known.modules():
             stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         opened = {

@@ -120,7 +120,7 @@ class Cutter:
 
         with (
             prefix.replayed(samples) if prefix is not None else nullcontext(),
-            watched(self.model, inputs, graph=False, replace_output=change) as recording,
+            watched(self.model, inputs, graph=False, replace_output=change, last=(self.calls[number].path, self.calls[number].index)) as recording,
         ):
             output = recording.output
         self.passes += 1

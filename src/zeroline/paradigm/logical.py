@@ -59,7 +59,7 @@ def logic(
         players: ``zl.Player`` records that do not overlap, two or more; None: the sources that the model's attention starts from. Up to 10: all
             coalitions. More: all of one and two players exactly, and Shapley values from random orders with their reverses.
         baseline: what stands for a player that names none: one for all or a dict by input; default zeros for numbers, and for ids the token that
-            the configuration calls mask, else pad (markers such as [CLS] stay). What belongs to no player stays as it is.
+            the configuration calls mask, else pad (markers that it names stay). What belongs to no player stays as it is.
         threshold: when f(T) counts as true: a share of the way from f(none) to f(all) (0.5: half-way), or ``"answer"``: while the class
             that the target reads stays the model's first.
         instead: other inputs of the same shapes (another question): the same players and the same target are asked there too.
@@ -125,6 +125,9 @@ class Game:
         self.model, self.inputs, self.target, self.players, self.threshold, self.rows = model, inputs, target, players, threshold, rows
         self.parts = [_part(model, inputs, player, baseline) for player in players]
         _refuse_overlaps(players, self.parts)
+        self.blank = {part.input: inputs.tensors[part.input] for part in self.parts}  # every player absent; places do not overlap
+        for part in self.parts:
+            self.blank[part.input] = torch.where(part.where, part.values, self.blank[part.input])
         self.values: dict[int, Tensor] = {}
         self.first: dict[int, Tensor] = {}  # is the target's class the model's first? bool [batch]
         self.passes = 0
@@ -191,16 +194,14 @@ class Game:
     def _pass(self, rows: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         coalitions, samples = (torch.tensor(column) for column in zip(*rows))
         given = self.inputs.rows(samples)
-        changed = dict(given.tensors)
+        away: dict[str, Tensor] = {}
         for player, part in enumerate(self.parts):
-            gone = (coalitions >> player & 1) == 0
-            tensor = changed[part.input]
-            device = tensor.device
             place = part.where if len(part.where) == 1 else part.where[samples.to(part.where.device)]
-            away = gone.view(-1, *[1] * (tensor.ndim - 1)).to(device) & place
-            changed[part.input] = torch.where(away, part.values[samples.to(device)], tensor)
+            gone = ((coalitions >> player & 1) == 0).view(-1, *[1] * (place.ndim - 1)).to(place.device) & place
+            away[part.input] = away[part.input] | gone if part.input in away else gone
+        changed = {name: torch.where(gone, self.blank[name][samples.to(gone.device)], given.tensors[name]) for name, gone in away.items()}
         with under_baselines():
-            output = given.with_values({part.input: changed[part.input] for part in self.parts}).call(self.model)
+            output = given.with_values(changed).call(self.model)
         self.passes += 1
         values = double(checked(self.target.read(output, samples), samples, None)).cpu()
         if self.threshold != ANSWER:

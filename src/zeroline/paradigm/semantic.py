@@ -53,7 +53,7 @@ def ground(
             coordinate of a detector): their relevance over the columns, from one forward pass.
         rows, columns: streams by name (see ``zl.trace``), or ``(stream, token numbers)``. Default: the streams of a heterogenous attention, text
             before images; of a single stream of two segments (``token_type_ids``) the first segment and the second.
-        words: what the tokens of a stream are called, by stream; default their numbers.
+        words: what the tokens of a stream are called, by stream, one for each of its tokens; default their numbers.
         correction, grid, prefix and **options (calls, coverage, guide, head_fusion, readout): as in ``zl.attention_relevance``.
 
     Returns:
@@ -75,6 +75,9 @@ def ground(
     sweep_options.pop("rule", None)
     with followed(model, inputs) as pass_:
         calls = pass_.calls()
+        for name in words or {}:
+            if name not in pass_.graph.streams and name not in pass_.inputs.named:
+                raise NotFoundError.among("stream", name, pass_.graph.streams, "words= names streams")
         ends = _parts(pass_, calls, rows, columns)
         sweep = Sweep(pass_, calls, asked, correction=correction, **sweep_options)
         sweep.differentiate(keep=False)
@@ -132,9 +135,9 @@ class _Part:
         if self.stream not in words:
             return ()
         known = tuple(str(word) for word in words[self.stream])
-        if len(known) not in (self.total, len(self.tokens)):
-            raise InputError(f"{len(known)} words were given for {self.stream!r}; it has {self.total} tokens, of which {len(self.tokens)} are asked")
-        return known if len(known) == len(self.tokens) else tuple(known[n] for n in self.tokens)
+        if len(known) != self.total:
+            raise InputError(f"{len(known)} words were given for {self.stream!r}; it has {self.total} tokens: give a word for each")
+        return tuple(known[n] for n in self.tokens)
 
 
 @dataclass(frozen=True)
@@ -268,6 +271,9 @@ def _usual(pass_: Followed, calls: Sequence[Call], rows: Part | None, columns: P
     streams = pass_.graph.streams
     inputs = [name for name, stream in streams.items() if stream.is_input]
     named = _named(rows)[0] if rows is not None else _named(columns)[0] if columns is not None else None
+    segments = _segments(pass_, streams[inputs[0]]) if len(inputs) == 1 else None
+    if segments is not None:
+        return (inputs[0], segments[0]), (inputs[0], segments[1])
     if named is not None:
         others = _met(calls, named) or [name for name in inputs if name != named]
         if not others:
@@ -281,9 +287,6 @@ def _usual(pass_: Followed, calls: Sequence[Call], rows: Part | None, columns: P
     if len(inputs) > 1:
         ordered = sorted(inputs, key=lambda name: not _is_ids(pass_, name))
         return ordered[0], ordered[1]
-    segments = _segments(pass_, streams[inputs[0]]) if len(inputs) == 1 else None
-    if segments is not None:
-        return (inputs[0], segments[0]), (inputs[0], segments[1])
     found = ", ".join(inputs) or "no input"
     raise UsageError(f"the model has one source ({found}); name rows= and columns= as (stream, token numbers), or give a dict of targets as the rows")
 

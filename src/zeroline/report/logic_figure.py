@@ -67,11 +67,13 @@ def _bars(axis: Any, one: Logic, shown: list[int], asked: str, instead: str) -> 
     width = 0.7 if one.instead is None else 0.38
     shift = 0.0 if one.instead is None else -0.2
     colours = [FOR if v >= 0 else AGAINST for v in values]
-    axis.bar(place + shift, values, width, color=colours, label=asked or "asked")
+    axis.bar(place + shift, values, width, color=colours)
     if one.instead is not None:
+        from matplotlib.patches import Patch
+
         other = [float(one.instead._dividends[c][0]) for c in shown]
-        axis.bar(place + 0.2, other, width, color=OTHER, label=instead or "instead")
-        axis.legend(fontsize=8, frameon=False)
+        axis.bar(place + 0.2, other, width, color=OTHER)
+        axis.legend(handles=[Patch(color=FOR, label=asked or "asked"), Patch(color=OTHER, label=instead or "instead")], fontsize=8, frameon=False)
     if len(shown) <= 8 and one.instead is None:
         for x, value in zip(place, values):
             axis.annotate(f"{value:+.2g}", (x, value), ha="center", va="bottom" if value >= 0 else "top", fontsize=8)
