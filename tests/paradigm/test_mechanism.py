@@ -381,6 +381,32 @@ def test_bfloat16_and_float32_models_come_near_to_float64(name):
         assert set(found.execution) == {"suffix"}
 
 
+class Shared(nn.Module):
+    """Words of every sample look at one memory that they share, and that looks at itself first."""
+
+    def __init__(self):
+        super().__init__()
+        self.own, self.cross, self.head = toys.Attend(), toys.Attend(), nn.Linear(8, 3)
+
+    def forward(self, words, memory):
+        m = memory + self.own(memory, memory)
+        return self.head((words + self.cross(words, m.flatten(0, 1).expand(len(words), -1, -1)))[:, 0])
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a call of other groups than the batch is cut sample by sample all the same: effect 0, or of a part of the memory, or 'shape is invalid'",
+)
+@pytest.mark.parametrize("shape", [(1, 4, 8), (3, 4, 8), (1, 5, 8)])
+def test_an_input_that_samples_share_is_cut_as_a_whole(shape):
+    model = toys.sharp(Shared())
+    inputs = {"words": torch.randn(2, 4, 8).double(), "memory": torch.randn(*shape).double()}
+    away = {"memory": inputs["memory"] * 0}
+    truth, _ = toys.effects(model, inputs, lambda o: o[:, 1], [("own.o", 0), ("cross.o", 0)], [2, 2], [("memory",)] * 2, away)
+    found = zl.mechanism(model, inputs, target=1, heads=False)
+    assert torch.allclose(found.effect, truth, rtol=1e-9)
+
+
 @pytest.mark.xfail(
     strict=True, reason="o0's rows are of another pass: ViLT orders its patches at random in each, so effects depend on the random state"
 )

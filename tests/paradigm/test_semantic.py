@@ -64,6 +64,16 @@ def test_other_ends_add_up_as_well(name):
         assert torch.allclose(found.matrix.sum(1) + found.direct, truth, rtol=1e-10, atol=1e-15)
 
 
+def test_rows_of_merged_patches_add_up_as_well():
+    """Swin joins four patches to one row after its second block: paths are booked once all the same."""
+    _, model, inputs, target = toys.family("Swin")
+    whole = zl.attention_relevance(model, inputs, target=target).by_source["pixel_values"]
+    for rows in ([0], [0, 1, 8, 9], range(20)):
+        found = zl.ground(model, inputs, target=target, rows=("pixel_values", rows), columns=("pixel_values", range(20, 64)))
+        assert torch.allclose(found.relevance, whole[:, 20:], rtol=1e-10)
+        assert float(found.matrix.max()) > 0
+
+
 # --- the definition ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("correction", CORRECTIONS)
 def test_one_cross_attention_is_row_weight_times_abar(correction):
@@ -387,6 +397,14 @@ def test_samples_with_other_segments_are_asked_for_one_at_a_time():
     assert (alone.row_tokens, alone.column_tokens) == ((0, 1), (2, 3, 4, 5, 6))
 
 
+def test_with_one_end_named_the_other_is_a_segment():
+    model, inputs = segmented([[0, 0, 0, 1, 1, 1, 1]] * 2)
+    found = zl.ground(model, inputs, target=1, rows=("input_ids", [2, 1]))
+    assert (found.row_tokens, found.column_tokens) == ((2, 1), (3, 4, 5, 6))
+    found = zl.ground(model, inputs, target=1, columns=("input_ids", [4]))
+    assert (found.row_tokens, found.column_tokens) == ((0, 1, 2), (4,))
+
+
 def test_one_segment_is_one_source():
     model, inputs = segmented([[0] * 7] * 2)
     with pytest.raises(UsageError, match="one source"):
@@ -467,8 +485,6 @@ def test_words_name_rows_and_columns(pair):
     some = zl.ground(model, inputs, target=1, rows=("words", [3, 1]), columns=("regions", [4, 0]), words={"words": ["what", "is", "the", "seven"]})
     assert some.row_words == ("seven", "is")
     assert some.column_words == ()
-    own = zl.ground(model, inputs, target=1, rows=("words", [3, 1]), words={"words": ["SEVEN", "IS"]})  # one word for each token asked
-    assert own.row_words == ("SEVEN", "IS")
     numbers = zl.ground(model, inputs, target=1, words={"words": range(4)})
     assert numbers.row_words == ("0", "1", "2", "3")
 
@@ -554,7 +570,11 @@ def test_a_guide_by_stream_is_kept_as_numbers(pair):
         ({"rows": 3}, UsageError, r"a stream's name, or \(stream, token numbers\), not 3"),
         ({"columns": ["regions"]}, UsageError, r"not \['regions'\]"),
         ({"words": {"words": ["a", "b"]}}, InputError, "2 words were given for 'words'; it has 4 tokens"),
-        ({"rows": ("words", [0, 1, 2]), "words": {"words": ["a", "b"]}}, InputError, "of which 3 are asked"),
+        (
+            {"rows": ("words", [0, 1, 2]), "words": {"words": ["a", "b"]}},
+            InputError,
+            "2 words were given for 'words'; it has 4 tokens: give a word for each",
+        ),
         ({"words": {"regions": ["a"]}}, InputError, "1 words were given for 'regions'; it has 5"),
         ({"rule": "chefer-bimodal"}, UsageError, "rule='chefer-bimodal'.*paths.*graph rule"),
         ({"target": {"a": 0, "b": 1}, "rows": "words"}, UsageError, "several targets are the rows themselves"),
@@ -591,11 +611,29 @@ def test_options_are_checked_as_by_attention_relevance(pair, options, words):
         zl.ground(model, inputs, target=1, **options)
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="words of a stream that does not exist are dropped without a word")
-def test_words_of_a_stream_that_does_not_exist_are_an_error(pair):
+@pytest.mark.parametrize(
+    "target",
+    [
+        1,
+        pytest.param(
+            {"a": 0, "b": 1},
+            marks=pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="with several targets such words are dropped without a word"),
+        ),
+    ],
+)
+def test_words_of_a_stream_that_does_not_exist_are_an_error(pair, target):
     model, inputs = pair
-    with pytest.raises(NotFoundError, match="nearest: words"):
-        zl.ground(model, inputs, target=1, words={"wordz": list("abcd")})
+    with pytest.raises(NotFoundError, match="no stream 'regionz'; nearest: regions"):
+        zl.ground(model, inputs, target=target, words={"regionz": list("abcde")})
+
+
+def test_sources_of_other_numbers_of_samples_are_no_rows_and_columns():
+    """Two images and three texts: there is no matrix per sample."""
+    _, model, inputs, _ = toys.family("CLIP")
+    given = {"pixel_values": inputs["pixel_values"], "input_ids": inputs["input_ids"][[0, 0, 1]]}
+    target = zl.target.output(lambda o: o.image_embeds[:, 0])
+    with pytest.raises(InputError, match="'input_ids' has 3 samples and 'pixel_values' 2"):
+        zl.ground(model, given, target=target, rows="input_ids", columns="pixel_values")
 
 
 def test_a_model_of_one_source_needs_ends_or_targets():

@@ -82,7 +82,7 @@ def _photographs(part: Any, record: Grounding, rows: list[int], picture: Picture
         blank(axis)
         axis.imshow(overlaid(Source("", "", maps[row], maps[row], picture=picture), height, width, float(np.abs(maps[row]).max()) or 1.0))
         axis.set_title(begin(record.row_words[row], 22), fontsize=10, fontweight="bold")
-        axis.set_xlabel(f"{float(np.abs(maps[row]).sum()) / total:.1%} of all", fontsize=8)
+        axis.set_xlabel(f"{100 * float(np.abs(maps[row]).sum()) / total:.2g}% of all", fontsize=8)
     scale = ": red for, blue against" if signed else ""
     part.suptitle(f"the image once per row (each with a colour scale of its own{scale})", fontsize=9, x=0.01, ha="left")
 

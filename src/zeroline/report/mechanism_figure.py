@@ -28,7 +28,7 @@ def figure(mechanism: Mechanism, *, sample: int = 0) -> Any:
     with_heads = bool(one.head_effect.isfinite().any())
     heights = [0.9 * len(lanes) + 0.6, 1.1, 1.1] + [0.16 * one.head_effect.shape[2] + 0.4] * with_heads
     drawn = Figure(figsize=(min(26.0, max(9.0, 2.6 + 0.42 * count)), 2.0 + sum(heights)), dpi=130, facecolor="white", layout="constrained")
-    drawn.suptitle(fill(f"What attention does for the {one.target[0]}: {one.reading()}", 120), fontsize=11, fontweight="bold")
+    drawn.suptitle(f"What attention does for the {one.target[0]}", fontsize=12, fontweight="bold")
     axes = drawn.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
     _graph(axes[0], one, lanes)
     _bars(axes[1], one.relevance[0].numpy(), "relevance", [FOR] * count)
@@ -40,7 +40,7 @@ def figure(mechanism: Mechanism, *, sample: int = 0) -> Any:
     axes[-1].set_xticks(range(count), [short(names[edge.name], 34) if count <= NAMED else str(edge.number) for edge in one.edges])
     axes[-1].tick_params(axis="x", labelrotation=90, labelsize=7)
     axes[-1].set_xlim(-0.7, count - 0.3)
-    drawn.supxlabel(fill(caption(one), 140), fontsize=9)
+    drawn.supxlabel(fill(f"{one.reading()}. {caption(one)}", int(13 * drawn.get_figwidth())), fontsize=9)
     return drawn
 
 
@@ -51,7 +51,7 @@ def caption(one: Mechanism) -> str:
     rho = float(one.rank_correlation()[0])
     words = "" if np.isnan(rho) else f"; Spearman's rho of relevance and size of effect {rho:+.2f}"
     return (
-        f"effect: f(x) - f with the attention's output as it is under the baseline of what it reads ({'; '.join(said)}), in units of the target;"
+        f"Effect: f(x) - f with the attention's output as it is under the baseline of what it reads ({'; '.join(said)}), in units of the target;"
         f" effects add up to {total:.3g}, f(x) - f(baselines) is {difference:.3g}: cuts overlap{words}"
     )
 
