@@ -194,9 +194,9 @@ def test_it_prints_the_first_sample_and_how_many_more_there_are():
     assert repr(record()).endswith("... and 1 more samples: .sample(i)")
     assert "more samples" not in repr(record(batch=1))
     assert repr(several()).startswith("Grounding of targets in pixels\n")
-    html = record(row_words=("<b>", "&", "seven"))._repr_html_()
-    assert "&lt;b&gt;" in html
-    assert "<b>" not in html
+    html = record(row_words=("<b>", "&", "seven"), target=("<i>", "x"), row_stream="<u>")._repr_html_()
+    assert all(f"&lt;{letter}&gt;" in html for letter in "biu")
+    assert not any(f"<{letter}>" in html for letter in "biu")
     assert "&amp;" in html
 
 

@@ -561,6 +561,20 @@ def test_bad_input_gets_one_clear_error(options, error, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.xfail(
+    strict=True,
+    raises=RuntimeError,
+    reason="rows of a batch that a cache hides cannot be chosen, and the model's own error comes out; zl.logic refuses",
+)
+def test_a_cache_among_the_inputs_is_refused():
+    _, model, inputs, target = toys.family("GPT-2")
+    with torch.no_grad():
+        cache = model(input_ids=inputs["input_ids"][:, :3], use_cache=True).past_key_values
+    given = {"input_ids": inputs["input_ids"][:, 3:], "past_key_values": cache}
+    with pytest.raises(ZerolineError, match="past_key_values|cache"):
+        zl.mechanism(model, given, target=target, baseline=zl.baseline.token(WORD))
+
+
 def test_models_without_attention_or_in_training_are_refused():
     with pytest.raises(TraceError, match="no attention"):
         zl.mechanism(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4), target=0)

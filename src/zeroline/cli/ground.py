@@ -68,7 +68,7 @@ def ground(
             prefix=prefix,
         )
         seconds = frames_last(asked, found.column_stream)
-        files = show.write(found, "grounding", out, grounding_figure.figure(found, picture=asked.picture, seconds=seconds))
+        files = show.write(found, "grounding", out, grounding_figure.figure(found, picture=asked.picture, seconds=seconds, sound=asked.seconds))
     if json_:
         print(json.dumps({**found.to_dict(), "files": [str(p) for p in files]}, indent=2))
         return

@@ -106,7 +106,7 @@ def logic(
     kept = {name: _plain(given) for name, given in options.items() if name != "baseline"}
     versions, name = identity.versions(), f"{identity.model_class(model)}@{identity.weights_hash(model)()}"
     found, *other = [replace(record, settings=kept, versions=versions, model=name) for record in records]
-    return replace(found, output=value, instead=other[0] if other else None)
+    return replace(found, output=value.cpu(), instead=other[0] if other else None)
 
 
 class Game:

@@ -23,8 +23,9 @@ LABELLED = 48  # columns of a matrix that still have room for words
 Heat = NDArray[np.float64]
 
 
-def figure(one: Grounding, *, sample: int = 0, picture: Picture | None = None, seconds: float | None = None) -> Any:
-    """A ``matplotlib.figure.Figure``. ``picture`` is drawn below maps; ``seconds`` is what all columns last, where they are times."""
+def figure(one: Grounding, *, sample: int = 0, picture: Picture | None = None, seconds: float | None = None, sound: float | None = None) -> Any:
+    """A ``matplotlib.figure.Figure``. ``picture`` is drawn below maps; ``seconds`` is what all columns last, where they are times, and ``sound`` what
+    the sound lasts: silence after it is not drawn."""
     from matplotlib.figure import Figure
 
     record = one.sample(sample)
@@ -40,7 +41,7 @@ def figure(one: Grounding, *, sample: int = 0, picture: Picture | None = None, s
             _words(parts[1, 0], record, rows, regions)
     else:
         drawn = Figure(figsize=(12.5, 1.8 + 0.3 * len(rows)), dpi=130, facecolor="white", layout="constrained")
-        _matrix(drawn.subplots(), record, rows, seconds)
+        _matrix(drawn.subplots(), record, rows, seconds, sound)
     drawn.suptitle(fill(head, 110), fontsize=12, fontweight="bold")
     drawn.supxlabel(fill(caption(record, len(rows)), 150), fontsize=9)
     return drawn
@@ -117,26 +118,34 @@ def _words(part: Any, record: Grounding, rows: list[int], regions: list[int]) ->
     axis.set_xlim(0, max(reach, 110))
 
 
-def _matrix(axis: Any, record: Grounding, rows: list[int], seconds: float | None) -> None:
-    matrix: Heat = record.coupling[0].double().cpu().numpy()[rows]
-    signed, limit = bool((matrix < 0).any()), float(np.quantile(np.abs(matrix), 0.999)) or float(np.abs(matrix).max()) or 1.0
-    colours = COLOURS if signed else POSITIVE
-    end = matrix.shape[1] if seconds is None else seconds
-    shown = axis.imshow(
-        matrix,
-        cmap=colours,
-        vmin=-limit if signed else 0,
-        vmax=limit,
+def _matrix(axis: Any, record: Grounding, rows: list[int], seconds: float | None, sound: float | None) -> None:
+    whole: Heat = record.coupling[0].double().cpu().numpy()[rows]
+    columns = whole.shape[1]
+    shown_columns = columns if seconds is None or sound is None else min(columns, max(1, round(columns * sound / seconds)))
+    matrix = whole[:, :shown_columns]
+    sizes = np.abs(matrix).max(1, keepdims=True)
+    signed = bool((matrix < 0).any())
+    end = shown_columns if seconds is None else seconds * shown_columns / columns
+    axis.imshow(
+        matrix / np.where(sizes > 0, sizes, 1),
+        cmap=COLOURS if signed else POSITIVE,
+        vmin=-1 if signed else 0,
+        vmax=1,
         aspect="auto",
         interpolation="nearest",
         extent=(0, end, len(rows), 0),
     )
     axis.set_yticks(np.arange(len(rows)) + 0.5, [begin(record.row_words[row], 28) for row in rows], fontsize=9)
-    columns = len(record.column_tokens)
+    if record.row_stream:
+        total = float(np.abs(record.coupling[0].double().cpu().numpy()).sum()) or 1.0
+        shares = axis.secondary_yaxis("right")
+        shares.set_yticks(np.arange(len(rows)) + 0.5, [f"{100 * float(np.abs(row).sum()) / total:.2g}%" for row in whole], fontsize=8)
+    silent = float(np.abs(whole[:, shown_columns:]).sum() / max(float(np.abs(whole).sum()), 1e-300))
+    beyond = f"; {silent:.0%} of all relevance lies on what is padded behind the sound" if shown_columns < columns else ""
+    axis.set_title(f"each row with a colour scale of its own{beyond}", fontsize=9, loc="left")
     if seconds is not None:
         axis.set_xlabel("seconds", fontsize=9)
     elif columns <= LABELLED:
         axis.set_xticks(np.arange(columns) + 0.5, [begin(record.where(c), 16) for c in range(columns)], rotation=60, ha="right", fontsize=8)
     else:
         axis.set_xlabel(f"tokens of {record.column_stream}", fontsize=9)
-    axis.figure.colorbar(shown, ax=axis, fraction=0.02, pad=0.01).ax.tick_params(labelsize=7)
