@@ -171,9 +171,10 @@ class Watch(TorchFunctionMode):
         self.recording = recording
         self.graph = graph
         self.replace = changed
-        self.parameters = {id(p): name for name, p in model.named_parameters()}
         layers = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.LayerNorm)
-        self.weights = {id(p) for module in model.modules() if isinstance(module, layers) for p in module.parameters(recurse=False)}
+        modules = list(model.modules()) if graph else []  # what follows tells where streams start, which a pass without a graph does not ask
+        self.parameters = {id(p): name for name, p in model.named_parameters()} if graph else {}
+        self.weights = {id(p) for module in modules if isinstance(module, layers) for p in module.parameters(recurse=False)}
         self.opened: list[nn.Parameter] = []
         self.batch = inputs.batch
         self.stack: list[str] = [""]
@@ -423,10 +424,11 @@ def watched(
     replace_output: Replace | None = None,
     values: Mapping[str, Any] | None = None,
     last: tuple[str, int] | None = None,
+    paths: bool = True,
 ) -> Iterator[Recording]:
     """Run ``model(...)`` under the mode; inside the block the recording is there, after it everything is put back.
 
-    With ``last`` (path, index) only that call is told apart from others, and nothing after it is seen.
+    With ``last`` (path, index) only that call is told apart from others, and nothing after it is seen; without ``paths`` no call says where it is.
     """
     recording = Recording(arguments=_in_order(model, inputs))
     inputs = inputs.with_values({name: tensor.clone() for name, tensor in inputs.tensors.items()})  # the model may write on what it gets
@@ -442,7 +444,7 @@ def watched(
             watch.stack.pop()
 
         known = model if last is None or not last[0] else model.get_submodule(last[0])  # where else a call is does not matter then
-        for module in known.modules():
+        for module in known.modules() if paths else ():
             stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         opened = {

@@ -7,7 +7,7 @@ model. One row of every pass is left uncut; where it does not give the model's o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -18,15 +18,18 @@ from zeroline.attribution import rounding
 from zeroline.errors import NonFiniteError, SiteError
 from zeroline.model.absent import under_baselines
 from zeroline.model.capture import Operand, Seen, watched
+from zeroline.model.identity import Memory
 from zeroline.model.inputs import Inputs
 from zeroline.model.maps import four, laid_out, name_of
 from zeroline.model.memory import MOST_ROWS
 from zeroline.model.places import Place
 from zeroline.model.question import checked, double
-from zeroline.model.suffix import Prefix, Shapes, Unsound
+from zeroline.model.suffix import Key, Prefix, Unsound, batch_axes, shapes_of
 from zeroline.target import Target
 
 FULL, SUFFIX = "full", "suffix"
+Facts = tuple[int | None, ...] | str  # the batch dimension of each tensor of an output, or why it has none
+_axes: Memory[Mapping[Key, Facts]] = Memory()
 
 
 class Cutter:
@@ -135,7 +138,7 @@ class Cutter:
 
     @torch.no_grad()
     def _record(self) -> None:
-        """One pass at x and one with a row more: what the modules before each call give, and which of its axes is the batch."""
+        """One pass at x: what the modules before each call give."""
         prefixes = [Prefix(self.model, (Place(module=seen.path, call=seen.index, attention=True),)) for seen in self.calls]
         everything = Prefix(self.model, ())
         everything.modules = list({name: module for prefix in prefixes for name, module in prefix.modules}.items())
@@ -145,26 +148,45 @@ class Cutter:
             finished.append(len(everything.outputs))
             return output
 
-        batch = self.inputs.batch
-        everyone = torch.arange(batch)
-        shapes: Shapes = {}
         try:
-            with everything.recorded(), watched(self.model, self.inputs, graph=False, replace_output=note):
+            with everything.recorded(), watched(self.model, self.inputs, graph=False, replace_output=note, paths=False):
                 pass
-            with everything.measured(shapes):
-                self.inputs.rows(torch.cat([everyone, everyone[:1]])).call(self.model)
         except Unsound as reason:
             self.execution = dict.fromkeys(range(len(self.calls)), f"{FULL}: {reason}")
             return
-        self.passes += 2
+        self.passes += 1
+        axes = self._axes_of(everything)
         order = list(everything.outputs)
         for number, prefix in enumerate(prefixes):
             inside = f"{self.calls[number].path}."  # runs: it is by the way from scores to weights to values that an attention is seen
             names = {name for name, _ in prefix.modules if not name.startswith(inside)}
             prefix.outputs = {key: everything.outputs[key] for key in order[: finished[number]] if key[0] in names}
+            found = {key: axes[key] for key in prefix.outputs}
+            mixing = [words for words in found.values() if isinstance(words, str)]
+            if mixing:
+                self.execution[number] = f"{FULL}: {mixing[0]}"
+                continue
+            prefix.axes = {key: one for key, one in found.items() if not isinstance(one, str)}
+            self.prefixes[number] = prefix
+
+    def _axes_of(self, everything: Prefix) -> Mapping[Key, Facts]:
+        """Per module output which dimension of its tensors is the batch, or why none is: a pass with a row more, once per model and shapes."""
+        tensors = self.inputs.tensors
+        plain = tuple((name, repr(value)) for name, value in self.inputs.named.items() if name not in tensors)
+        key = (tuple((name, tuple(tensor.shape[1:]), tensor.dtype) for name, tensor in tensors.items()), plain)
+        known = _axes.get(self.model, key)
+        if known is not None and everything.outputs.keys() <= known.keys():
+            return known
+        batch, shapes = self.inputs.batch, dict[Key, tuple[torch.Size | None, ...]]()
+        everyone = torch.arange(batch)
+        with everything.measured(shapes, everything.modules):
+            self.inputs.rows(torch.cat([everyone, everyone[:1]])).call(self.model)
+        self.passes += 1
+        facts: dict[Key, Facts] = {}
+        for one, output in everything.outputs.items():
             try:
-                prefix.axes = prefix.find_axes(shapes, batch, batch + 1)
+                facts[one] = batch_axes(one[0], shapes_of(output), shapes.get(one, ()), batch, batch + 1)
             except Unsound as reason:
-                self.execution[number] = f"{FULL}: {reason}"
-            else:
-                self.prefixes[number] = prefix
+                facts[one] = str(reason)
+        _axes.put(self.model, key, facts)
+        return facts

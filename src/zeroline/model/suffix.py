@@ -69,24 +69,24 @@ class Prefix:
             yield
 
     @contextmanager
-    def measured(self, shapes: Shapes) -> Iterator[None]:
-        """Within the block, note the shapes of what every module gives (at another batch size)."""
+    def measured(self, shapes: Shapes, modules: list[tuple[str, nn.Module]] | None = None) -> Iterator[None]:
+        """Within the block, note the shapes of what every module (or ``modules``) gives, at another batch size."""
 
         def note(key: Key, forward: Callable[..., Any]) -> Callable[..., Any]:
             def measuring(*args: Any, **kwargs: Any) -> Any:
                 output = forward(*args, **kwargs)
-                shapes[key] = _shapes(output)
+                shapes[key] = shapes_of(output)
                 return output
 
             return measuring
 
         everything = [(name, module) for name, module in self.model.named_modules() if name and not isinstance(module, torch.jit.ScriptModule)]
-        with self._patched(note, everything):
+        with self._patched(note, everything if modules is None else modules):
             yield
 
     def find_axes(self, shapes: Shapes, batch: int, other: int) -> Axes:
         """Which dimension of each recorded tensor is the batch, from its shapes at two batch sizes."""
-        return {key: _axes(key[0], _shapes(output), shapes.get(key, ()), batch, other) for key, output in self.outputs.items()}
+        return {key: batch_axes(key[0], shapes_of(output), shapes.get(key, ()), batch, other) for key, output in self.outputs.items()}
 
     @contextmanager
     def replayed(self, samples: Tensor) -> Iterator[None]:
@@ -175,11 +175,15 @@ def _copied(leaf: Any) -> Any:
     raise Unsound(f"a module before the site returns {type(leaf).__name__}")
 
 
-def _shapes(output: Any) -> tuple[torch.Size | None, ...]:
+def shapes_of(output: Any) -> tuple[torch.Size | None, ...]:
+    """The shapes of all tensors in an output, None for what is none."""
     return tuple(leaf.shape if isinstance(leaf, Tensor) else None for leaf in pytree.tree_leaves(output))
 
 
-def _axes(name: str, shapes: tuple[torch.Size | None, ...], others: tuple[torch.Size | None, ...], batch: int, other: int) -> tuple[int | None, ...]:
+def batch_axes(
+    name: str, shapes: tuple[torch.Size | None, ...], others: tuple[torch.Size | None, ...], batch: int, other: int
+) -> tuple[int | None, ...]:
+    """Which dimension of each tensor of an output is the batch, from its shapes at two batch sizes; Unsound where samples mix."""
     if len(shapes) != len(others):
         raise Unsound(f"{name!r} gives another number of tensors at another batch size")
     axes: list[int | None] = []
