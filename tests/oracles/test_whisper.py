@@ -65,3 +65,18 @@ def test_relevance_of_a_spoken_word_falls_on_its_time_span(heard):
         shares.append(float(sound[start : start + PER_SECOND].sum() / sound.sum()))
     assert sum(shares) / len(shares) > 4 * PER_SECOND / 500  # of the ten seconds that hold sound
     assert min(shares) > PER_SECOND / 500
+
+
+def test_written_words_are_grounded_on_the_times_when_they_are_spoken(heard):
+    """Rows are the words that Whisper writes; their peaks rise through time, each within a second of where the alignment heads are."""
+    model, inputs, words, peaks = heard
+    ids = torch.cat([inputs["decoder_input_ids"][0, 1:], torch.tensor([whisper.END])])
+    spoken = [p for p in range(1, len(ids)) if words[p + 1].strip(" .,")][::3]
+    found = zl.ground(model, inputs, target={f"{p} {words[p + 1]}": zl.target.token(int(ids[p]), p) for p in spoken}, correction="absolute")
+    assert found.column_stream == "input_features"
+    assert found.row_words == tuple(f"{p} {words[p + 1]}" for p in spoken)
+    times = found.matrix[0].argmax(1)
+    assert bool((times.diff() > 0).all())
+    assert bool(((times - peaks[spoken]).abs() < PER_SECOND).all())
+    one = zl.attention_relevance(model, inputs, target=zl.target.token(int(ids[spoken[1]]), spoken[1]), correction="absolute")
+    assert torch.allclose(found.matrix[:, 1], one.by_source["input_features"])
