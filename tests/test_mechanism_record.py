@@ -69,6 +69,8 @@ def record(**other):
         ("the model", "the model"),
         ("the model#1", "the model"),
         ("layer2d.att", "layer2d.att"),
+        ("model.2d.att", "model.2d.att"),
+        ("model.1.2d.att", "model.1"),
         pytest.param(
             "0.attend", "0", marks=pytest.mark.xfail(strict=True, reason="a path that begins with its number is not cut: nn.Sequential's blocks")
         ),

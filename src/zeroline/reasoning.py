@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class Logic:
     @property
     def shapley(self) -> Tensor:
         """Shapley values [batch, players]: exact where all coalitions are known, else the estimate."""
-        if self.estimate is not None:
+        if self.estimate is not None and not self.exact:
             return self.estimate
         return shapley(torch.stack([self.baseline_value, *(self._dividends[c] for c in range(1, 1 << len(self.players)))], -1))
 
@@ -156,9 +157,13 @@ class Logic:
             parts = (f"{self.players[i]} ({float(self.shapley[sample, i]):+.3g})" for i in best)
             return f"no logical reading of {len(self.players)} players (2 to 10 have one); the largest Shapley estimates are of {', '.join(parts)}"
         found = self.implicants(sample)
+        if found is None and not bool((self.values[sample] != self.baseline_value[sample]).any()):
+            return f"{who} does not depend on the players: f is the same for every coalition"
         if found is None:
             small = f"f(all) - f(none) = {float(self.difference[sample]):.3g} is small beside what some coalitions change"
             return f"no reading of {who}: {small}: the players cancel"
+        if not found:
+            return f"{who} holds for no coalition: {self.threshold} is true of none"
         if any(one.size == 0 for one in found):
             return f"{who} needs none of the players: it holds without them"
         always = [i for i in found[0].present if all(i in one.present for one in found)]
@@ -173,9 +178,9 @@ class Logic:
 
     def independent(self, sample: int = 0) -> tuple[str, ...]:
         """Players that the reading does not name."""
-        found = self.implicants(sample) or ()
-        named = {i for one in found for i in (*one.present, *one.absent)}
-        return tuple(name for i, name in enumerate(self.players) if i not in named) if found else ()
+        found = self.implicants(sample)
+        named = {i for one in found or () for i in (*one.present, *one.absent)}
+        return () if found is None else tuple(name for i, name in enumerate(self.players) if i not in named)
 
     def changes(self, sample: int = 0) -> list[tuple[tuple[str, ...], float, float]]:
         """With ``instead``: (players, dividend here, dividend there), the largest change first. Empty without."""
@@ -196,7 +201,7 @@ class Logic:
         return replace(self, **put, target=self.target[pick], labels=self.labels[pick], instead=instead)  # type: ignore[arg-type]
 
     def largest(self, sample: int = 0, count: int = SHOWN) -> list[tuple[str, float]]:
-        """The largest dividends by size: ("color AND seven", value)."""
+        """The largest dividends by size: ("color + seven", value)."""
         found = sorted(((name, float(d[sample])) for name, d in self.dividends.items()), key=lambda pair: -abs(pair[1]))
         return [(" + ".join(name), value) for name, value in found[:count]]
 
@@ -221,7 +226,7 @@ class Logic:
         if len(self._dividends) > SHOWN:
             rest = sum(abs(float(d[sample])) for d in self._dividends.values()) - sum(abs(v) for _, v in self.largest(sample))
             lines.append(("", f"and {len(self._dividends) - SHOWN} smaller, {rest:.3g} in size together"))
-        if self.half_width is not None:
+        if self.half_width is not None and not self.exact:
             kind = f"estimate from {self.orders} orders, 95 %"
             lines += [(f"Shapley {n}", f"{float(v):+.4g} +- {float(w):.2g} ({kind})") for n, v, w in zip(self.players, *self._estimates(sample))]
         else:
@@ -263,7 +268,7 @@ class Logic:
             "exact": self.exact,
             "dividends": [{"players": list(name), "value": d.tolist()} for name, d in self.dividends.items()],
             "shapley": self.shapley.tolist(),
-            "shapley_half_width": None if self.half_width is None else self.half_width.tolist(),
+            "shapley_half_width": None if self.half_width is None else [[None if w == inf else w for w in row] for row in self.half_width.tolist()],
             "orders": self.orders,
             "threshold": self.threshold,
             "reading": list(self.reading),
@@ -293,12 +298,15 @@ class Logic:
         record, tensors = records.read(path, "a logic record")
         if record.get("kind") != KIND or record.get("format") != FORMAT:
             raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
-        return cls._unpacked(tensors, record)
+        try:
+            return cls._unpacked(tensors, record)
+        except (KeyError, TypeError) as problem:
+            raise LoadError(f"{str(path)!r} is a damaged logic record: it lacks {problem}") from None
 
     @classmethod
     def _unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Logic:
         within = {n.removeprefix("instead/"): t for n, t in tensors.items() if n.startswith("instead/")}
-        own: dict[str, Any] = {name: tensors.get(name) for name in _TENSORS}
+        own: dict[str, Any] = {name: tensors[name] if name in _NEEDED else tensors.get(name) for name in _TENSORS}
         own |= {name: tuple(record[name]) for name in ("target", "labels")}
         own |= {name: record[name] for name in ("threshold", "evaluations", "forward_passes", "orders", "settings", "versions", "model")}
         return cls(
@@ -318,4 +326,5 @@ class Logic:
         return f"<table><caption>Logic of {len(self.players)} players</caption>{lines}</table>"
 
 
-_TENSORS = ("coalitions", "values", "holds", "output", "estimate", "half_width")
+_NEEDED = ("coalitions", "values", "holds", "output")
+_TENSORS = (*_NEEDED, "estimate", "half_width")

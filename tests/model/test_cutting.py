@@ -382,6 +382,19 @@ def test_a_layer_shared_between_a_block_and_its_outside_does_not_mislead():
         assert torch.allclose(cutter.cut(0, under, [None, 0, 1]), plain.cut(0, under, [None, 0, 1]), rtol=1e-12)
 
 
+def test_a_layer_that_ran_inside_a_block_runs_anew_behind_the_call():
+    class After(Shared):
+        def forward(self, x):
+            x = self.block(x)
+            return self.head(self.again(x + self.attend(x, x, x)[0])[:, 0])
+
+    model, x = toys.sharp(After()), torch.randn(2, 5, 8).double()
+    with cutting_of(model, x) as cutter, cutting_of(model, x, replay=False) as plain:
+        under = cutter.outputs_under(cutter.inputs.with_values({"x": x * 0}))[0][0]
+        assert torch.allclose(cutter.cut(0, under, [None, 0, 1]), plain.cut(0, under, [None, 0, 1]), rtol=1e-12)
+        assert cutter.execution == {0: "suffix"}
+
+
 def test_inputs_that_hide_a_batch_are_never_replayed():
     class Optioned(Deep):
         def forward(self, x, options=None):
@@ -414,12 +427,10 @@ def test_every_pass_is_counted():
     ran = []
     hook = model.register_forward_hook(lambda *_: ran.append(1))
     with cutting_of(model, x) as cutter:
-        ran.clear()
-        again = Cutter(model, cutter.inputs, cutter.target, cutter.calls, cutter.value)
-        under = again.outputs_under(again.inputs.with_values({"x": x * 0}))[0]
+        under = cutter.outputs_under(cutter.inputs.with_values({"x": x * 0}))[0]
         for number in range(3):
-            again.cut(number, under[number], [None, 0])
-        assert again.passes == len(ran) == 6  # two recorded, one under the baseline, three cuts
+            cutter.cut(number, under[number], [None, 0])
+        assert cutter.passes == len(ran) - 1 == 6  # beside the one that is followed: two recorded, one under the baseline, three cuts
     hook.remove()
 
 
@@ -545,6 +556,24 @@ def test_nothing_of_the_model_is_changed_between_passes():
         toys.assert_same_state(before, toys.state_of(model))
         assert torch.equal(kept, under[1])
         assert torch.equal(x, given)
+
+
+def test_an_output_that_the_model_writes_on_is_kept_as_it_was():
+    class Doubling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            scores = self.q(x) @ x.transpose(1, 2)
+            out = scores.softmax(-1) @ x
+            return self.head(out.mul_(2)[:, 0])
+
+    model, x = toys.sharp(Doubling()), torch.randn(2, 5, 8).double()
+    with cutting_of(model, x) as cutter, torch.no_grad():
+        own, value = cutter.outputs_under(cutter.inputs)
+        assert torch.allclose(own[0][:, 0], (model.q(x) @ x.transpose(1, 2)).softmax(-1) @ x, rtol=1e-12)
+        assert torch.allclose(cutter.cut(0, own[0], [None])[:, 0], value, rtol=1e-12)
 
 
 def test_layers_that_write_on_what_they_get_are_replayed_from_copies():

@@ -109,6 +109,36 @@ def test_each_source_has_a_baseline_of_its_own():
     assert usual.baselines == {"words": "constant(0.7)", "regions": "zeros"}
 
 
+def test_of_an_edge_from_one_source_only_that_source_is_away():
+    """The third call's keys are words, though words have seen regions by then; the fourth's are both."""
+
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.cross, self.own, self.both = (toys.Attend() for _ in range(4))
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, words, regions):
+            x = words + self.first(words, words)
+            x = x + self.cross(x, regions)
+            x = x + self.own(x, x)
+            z = torch.cat([x, regions], 1)
+            return self.head((z + self.both(z, z))[:, 0])
+
+    model = toys.sharp(Late())
+    inputs = {"words": torch.randn(2, 4, 8).double(), "regions": torch.randn(2, 5, 8).double()}
+    sources = [("words",), ("regions",), ("words",), ("words", "regions")]
+    places = [("first.o", 0), ("cross.o", 0), ("own.o", 0), ("both.o", 0)]
+    away = {name: t * 0 for name, t in inputs.items()}
+    whole, single = toys.effects(model, inputs, lambda o: o[:, 1], places, [2] * 4, sources, away)
+    found = zl.mechanism(model, inputs, target=1)
+    assert [edge.cut for edge in found.edges] == sources
+    assert torch.allclose(found.effect, whole, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(found.head_effect, torch.stack([single[n] for n in range(4)], 1), rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        assert torch.allclose(found.joint, model(**away)[:, 1])
+
+
 def test_multi_head_attention_of_pytorch_is_cut_as_it_is_written():
     """The output before the output projection, which ``nn.MultiheadAttention`` does not call as a module: written out."""
 
@@ -319,6 +349,7 @@ def test_a_batch_of_two_is_two_of_one(name):
         for part in ("relevance", "effect", "head_effect", "output", "joint"):
             assert torch.allclose(getattr(alone, part), getattr(one, part), rtol=1e-7, atol=1e-11, equal_nan=True)
         assert alone.readout == one.readout
+        assert alone.execution == one.execution  # what was found out at one batch size holds at another
 
 
 def test_a_class_is_fixed_on_x():

@@ -81,7 +81,7 @@ def test_a_word_does_not_go_on_after_a_special_token():
     assert whole_words(["up", "[X]", "##down"], ["[X]"]) == [("up", (0,)), ("down", (2,))]
 
 
-CORPUS = ["what color is the seven ?", "berlin is a city", "the café is naïve, isn't it?", "unhappiness and happiness"] * 3
+CORPUS = ["what color is the seven ?", "berlin is a city in germany", "the café is naïve, isn't it?", "unhappiness and happiness"] * 3
 
 
 def _kept(inner, marks, **named):
@@ -96,7 +96,7 @@ def word_piece():
     inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     inner.normalizer, inner.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    inner.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=80, special_tokens=special, show_progress=False))
+    inner.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=60, special_tokens=special, show_progress=False))
     named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special))
     return _kept(inner, ("[CLS]", "[SEP]"), **named)
 
@@ -134,11 +134,11 @@ def tokenizers():
     return {name: make() for name, make in TOKENIZERS.items()}
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
-@pytest.mark.parametrize("text", ["what color is the seven ?", "happiness and a city", "berlin"])
+TEXTS = ("what color is the seven ?", "happiness and a city", "germany")
+
+
+@pytest.mark.parametrize(("name", "text"), [(n, t) for n in TOKENIZERS for t in TEXTS if (n, t) != ("byte-level BPE", "germany")])  # see below
 def test_tokens_of_real_tokenizers_make_the_words_of_the_text(tokenizers, name, text):
-    if name == "byte-level BPE" and " " not in text:
-        pytest.skip("see test_a_text_of_one_word_is_one_word")
     tokenizer = tokenizers[name]
     pieces = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
     found = whole_words(pieces, tokenizer.all_special_tokens)
@@ -147,14 +147,14 @@ def test_tokens_of_real_tokenizers_make_the_words_of_the_text(tokenizers, name, 
     assert numbers == sorted(set(numbers))
     bare = "".join(piece.removesuffix("</w>").removeprefix("##").strip("\u0120\u2581") for n, piece in enumerate(pieces) if n in numbers)
     assert bare == text.replace(" ", "")
-    assert len(numbers) > len(found)  # some word is of several tokens
+    assert len(numbers) > len(found) or text == "germany"  # some word is of several tokens
 
 
 @pytest.mark.xfail(strict=True, reason="a text of one word has no mark of byte-level BPE, and each of its tokens is called a word")
 def test_a_text_of_one_word_is_one_word(tokenizers):
     tokenizer = tokenizers["byte-level BPE"]
-    pieces = tokenizer.convert_ids_to_tokens(tokenizer("berlin")["input_ids"])
-    assert [word for word, _ in whole_words(pieces, tokenizer.all_special_tokens)] == ["berlin"]
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer("germany")["input_ids"])
+    assert [word for word, _ in whole_words(pieces, tokenizer.all_special_tokens)] == ["germany"]
 
 
 @pytest.mark.xfail(strict=True, reason="letters beyond ASCII come as byte-level BPE writes their bytes: 'cafÃ©', and --words café is not found")
@@ -176,7 +176,7 @@ def test_a_word_that_is_not_known_is_a_player_too(tokenizers):
 
 def test_every_word_but_punctuation_plays_at_its_tokens(tokenizers):
     tokenizer = tokenizers["WordPiece"]
-    inputs = tokenizer("Berlin, a city - is unhappiness ?", return_tensors="pt")
+    inputs = tokenizer("Berlin, a city ' is unhappiness ?", return_tensors="pt")
     pieces = tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist())
     found = players.words(inputs, tokenizer)
     assert [player.name for player in found] == ["berlin", "a", "city", "is", "unhappiness"]
@@ -185,9 +185,9 @@ def test_every_word_but_punctuation_plays_at_its_tokens(tokenizers):
         assert player.input == "input_ids"
         assert (player.where.dtype, player.where.shape) == (torch.bool, (len(pieces),))
         assert "".join(pieces[n].removeprefix("##") for n in player.where.nonzero()[:, 0].tolist()) == player.name
-        assert player.baseline.name == f"mask token {tokenizer.mask_token_id} for every word"
+        assert player.baseline.name == "[MASK] for every word"
         together += player.where
-    assert [piece for piece, n in zip(pieces, together) if not n] == ["[CLS]", ",", "-", "?", "[SEP]"]
+    assert [piece for piece, n in zip(pieces, together) if not n] == ["[CLS]", ",", "'", "?", "[SEP]"]
     assert int(together.max()) == 1
 
 
@@ -235,9 +235,9 @@ def test_a_word_that_is_not_there_names_the_nearest(tokenizers):
 @pytest.mark.parametrize(
     ("tokens", "name"),
     [
-        ({"mask": 3, "unk": 2, "pad": 1}, "mask token 3 for every word"),
-        ({"unk": 2, "pad": 1}, "unk token 2 for every word"),
-        ({"pad": 0}, "pad token 0 for every word"),
+        ({"mask": 3, "unk": 2, "pad": 1}, "<mask> for every word"),
+        ({"unk": 2, "pad": 1}, "<unk> for every word"),
+        ({"pad": 0}, "<pad> for every word"),
     ],
 )
 def test_a_missing_word_is_the_mask_else_the_unknown_else_the_padding_token(tokens, name):

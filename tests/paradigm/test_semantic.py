@@ -367,6 +367,23 @@ def test_with_one_end_named_the_other_is_what_it_meets(pair):
     assert zl.ground(vilt, given, target=target, rows="pixel_values").column_stream == "input_ids"
 
 
+def test_of_several_streams_that_one_meets_the_first_is_meant():
+    class Three(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = toys.Attend(), toys.Attend(), nn.Linear(8, 3)
+
+        def forward(self, words, sound, image):
+            x = words + self.a(words, image)
+            return self.head((x + self.b(x, sound))[:, 0])
+
+    model = toys.sharp(Three())
+    inputs = tuple(torch.randn(2, size, 8).double() for size in (4, 3, 5))
+    assert zl.ground(model, inputs, target=1, rows="words").column_stream == "image"
+    assert zl.ground(model, inputs, target=1, columns="sound").row_stream == "words"
+    assert zl.ground(model, inputs, target=1).column_stream == "image"
+
+
 def segmented(types, mask=None):
     torch.manual_seed(0)
     model, inputs = bert("sdpa")
@@ -387,6 +404,14 @@ def test_segments_of_one_text_are_rows_and_columns_without_padding():
     whole = zl.attention_relevance(model, inputs, target=1).by_source["input_ids"]
     assert torch.allclose(found.relevance, whole[:, 3:6], rtol=1e-10)
     assert float(found.matrix.abs().max()) > 1e-5
+
+
+def test_a_token_that_any_sample_sees_is_no_padding():
+    model, inputs = segmented([[0, 0, 0, 1, 1, 1, 1]] * 2, [[1] * 7, [1] * 6 + [0]])
+    found = zl.ground(model, inputs, target=1)
+    assert (found.row_tokens, found.column_tokens) == ((0, 1, 2), (3, 4, 5, 6))
+    assert not bool(found.matrix[1, :, 3].any())
+    assert bool(found.matrix[0, :, 3].any())
 
 
 def test_samples_with_other_segments_are_asked_for_one_at_a_time():
@@ -463,6 +488,8 @@ def test_several_targets_look_at_the_image_or_at_the_longest_source():
     found = zl.ground(model, inputs, target={"left": zl.target.box(2, "left"), "class": zl.target.detection(2, 1)})
     assert (found.column_stream, found.lie.grid) == ("pixel_values", (4, 6))
     assert found.grid().shape == (2, 2, 4, 6)
+    _, llava, given, _ = toys.family("LLaVA")
+    assert zl.ground(llava, given, target={"a": zl.target.token(7)}).column_stream == "pixel_values"  # 5 tokens, of which 4 lie on a grid; 9 words
     _, t5, given, _ = toys.family("T5")
     assert zl.ground(t5, given, target={"a": zl.target.token(7)}).column_stream == "input_ids"  # 7 tokens, 5 in the decoder
 
@@ -546,6 +573,19 @@ def test_the_record_says_what_was_asked(pair):
     by_hand = zl.ground(model, inputs, target=1, readout=torch.tensor([0.5, 0.5, 0, 0]), calls=slice(0, 8))
     assert by_hand.settings["readout"] == [0.5, 0.5, 0, 0]
     json.dumps(by_hand.to_dict())
+    assert zl.ground(model, inputs, target=1, calls=(0, 2)).settings["calls"] == [0, 2]
+    assert zl.ground(model, inputs, target=1, calls=range(2)).settings["calls"] == [0, 1]
+
+
+def test_each_sample_says_where_it_is_read():
+    """CLIP reads a text at its last marker, which stands elsewhere in each."""
+    _, model, inputs, target = toys.family("CLIP")
+    ids = torch.tensor([[7, 8, 9, 10, 59, 11, 12], [7, 8, 59, 9, 10, 11, 12]])
+    given = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    found = zl.ground(model, given, target=target, rows=("pixel_values", [0]), columns="input_ids")
+    assert found.readout == zl.attention_relevance(model, given, target=target).readout
+    assert "token 4 of text_model" in found.readout[0]
+    assert "token 2 of text_model" in found.readout[1]
 
 
 @pytest.mark.xfail(strict=True, reason="a guide by stream is kept as the text of a dict of tensors, and a saved record cannot be repeated")
@@ -575,6 +615,7 @@ def test_a_guide_by_stream_is_kept_as_numbers(pair):
             InputError,
             "2 words were given for 'words'; it has 4 tokens: give a word for each",
         ),
+        ({"words": {"words": list("abcdefgh")}}, InputError, "8 words were given for 'words'; it has 4"),
         ({"words": {"regions": ["a"]}}, InputError, "1 words were given for 'regions'; it has 5"),
         ({"rule": "chefer-bimodal"}, UsageError, "rule='chefer-bimodal'.*paths.*graph rule"),
         ({"target": {"a": 0, "b": 1}, "rows": "words"}, UsageError, "several targets are the rows themselves"),

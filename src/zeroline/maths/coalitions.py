@@ -109,7 +109,7 @@ def low_order(values: Mapping[int, Tensor]) -> dict[int, Tensor]:
 
 
 def orders(players: int, pairs: int, seed: int) -> list[list[int]]:
-    """Random orders of the players and their reverses: ``2 * pairs`` of them. An order with its reverse varies less than two of chance."""
+    """Random orders of the players and their reverses: ``2 * pairs`` of them. A player that comes early in one comes late in the other."""
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randperm(players, generator=generator).tolist() for _ in range(pairs)]
     return [order for one in drawn for order in (one, one[::-1])]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zeroline.baseline import Baseline, BaselineLike, Replaced, as_baseline, token, zeros
 from zeroline.errors import BaselineError, InputError, NotFoundError
+from zeroline.model.capture import in_order
 from zeroline.model.inputs import Inputs
 from zeroline.model.places import Place
 from zeroline.model.reference import other_words, reference_inputs, settled
@@ -32,11 +33,12 @@ def usual(model: nn.Module, inputs: Inputs, name: str) -> Baseline:
         return zeros()
     config = getattr(model, "config", None)
     parts = [config, *(getattr(config, part, None) for part in ("text_config", "decoder", "encoder"))]
-    named = ((a, v) for part in parts if part is not None for a, v in vars(part).items() if a.endswith(("_token_id", "_token_index")))
+    named = [(a, v) for part in parts if hasattr(part, "__dict__") for a, v in vars(part).items() if a.endswith(("_token_id", "_token_index"))]
     known: dict[str, int] = {a: v for a, v in named if isinstance(v, int) and not isinstance(v, bool)}
+    several = [one for a, v in named if a not in _NO_MARKERS and isinstance(v, (list, tuple)) for one in v]
     for which in ("mask_token_id", "pad_token_id"):
         if which in known:
-            markers = [id for a, id in known.items() if a not in _NO_MARKERS]
+            markers = [*(id for a, id in known.items() if a not in _NO_MARKERS), *several]
             keep = [*markers, *([known["pad_token_id"]] if "pad_token_id" in known else [])]
             what = "word" if markers else "token, markers too"
             return token(known[which], keep=keep, name=f"{which.removesuffix('_id').replace('_', ' ')} {known[which]} for every {what}")
@@ -77,10 +79,17 @@ def under_baselines() -> Iterator[None]:
         raise BaselineError(f"the model does not run with sources at their baselines: {first}; give baselines that it reads") from problem
 
 
-def sources(found: Trace, inputs: Inputs) -> tuple[str, ...]:
+def sources(model: nn.Module, found: Trace, inputs: Inputs) -> tuple[str, ...]:
     """The model's inputs that a stream starts from, in the order of ``forward``."""
     names = {stream.name.partition("#")[0] for stream in found.streams if stream.is_input}
-    return tuple(name for name in inputs.tensors if name in names)
+    return tuple(name for name in in_order(model, inputs) if name in names and name in inputs.tensors)
+
+
+def refuse_unknown(given: BaselineLike | Mapping[str, BaselineLike] | None, inputs: Inputs) -> None:
+    """NotFoundError where a mapping of baselines names no input of the model."""
+    for name in given if isinstance(given, Mapping) else ():
+        if name not in inputs.tensors:
+            raise NotFoundError.among("input", str(name), inputs.tensors, "baseline= names inputs")
 
 
 def as_by_input(given: BaselineLike | Mapping[str, BaselineLike] | None, name: str) -> BaselineLike | None:
@@ -93,17 +102,22 @@ def filled(where: Tensor | None, like: Tensor, name: str) -> Tensor:
 
     Over positions of one sample, or of each of a batch; see ``zl.Player``. Raises InputError where it fits no axis.
     """
-    if where is None:
-        return torch.ones([1] * like.ndim, dtype=torch.bool)
-    own = torch.as_tensor(where)
+    sample = tuple(like.shape[1:])
+    axes = {2: (0,), 3: (1, 2)}.get(len(sample), tuple(range(len(sample))))  # tokens of features, pixels of an image
+    positions = tuple(sample[axis] for axis in axes)
+    try:
+        own = torch.ones(positions, dtype=torch.bool) if where is None else torch.as_tensor(where)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"player {name!r} has {where!r} for a place; it is bool over the positions {positions}") from None
     if own.dtype != torch.bool:
         raise InputError(f"player {name!r} has a place of {own.dtype}; it is bool: True where the player is")
-    sample = tuple(like.shape[1:])
-    axes = {2: (0,), 3: (1, 2)}.get(len(sample), range(len(sample)))  # tokens of features, pixels of an image
-    for kept in (tuple(axes), tuple(range(len(sample)))):
-        positions = tuple(sample[axis] for axis in kept)
-        if tuple(own.shape) in (positions, (like.shape[0], *positions)):
-            spread = [sample[axis] if axis in kept else 1 for axis in range(len(sample))]
-            return own.reshape(-1, *spread)
-    positions = tuple(sample[axis] for axis in axes)
-    raise InputError(f"player {name!r} has a place of shape {tuple(own.shape)}; {like.shape[0]} samples have positions {positions} or {sample}")
+    fits = [
+        kept
+        for kept in dict.fromkeys((axes, tuple(range(len(sample)))))
+        if tuple(own.shape) in ((shape := tuple(sample[axis] for axis in kept)), (like.shape[0], *shape))
+    ]
+    if len(fits) == 2:  # as many samples as channels
+        raise InputError(f"player {name!r} has a place {tuple(own.shape)}: {like.shape[0]} samples, or one sample's; give {tuple(like.shape)}")
+    if not fits:
+        raise InputError(f"player {name!r} has a place of shape {tuple(own.shape)}; {like.shape[0]} samples have positions {positions} or {sample}")
+    return own.reshape(-1, *(sample[axis] if axis in fits[0] else 1 for axis in range(len(sample))))

@@ -105,7 +105,7 @@ def _at_x(model: nn.Module, inputs: Inputs, places: tuple[Place, ...], target: T
     target = target.resolve(output, labels_of(model))
     value = checked(target.read(output, everyone), everyone, None)
     if any(module.training for module in model.modules()):
-        _refuse_random(model, inputs, target, value.detach())
+        refuse_random(model, inputs, target, value.detach())
     points = tuple(leaves[i] for i in range(len(places)))
     resolution = max(_kernel_rounding(value), *(torch.finfo(tensor.dtype).eps for tensor in (value, *points)))
     slopes, connected = differentiate(value, points) if gradient else (None, True)
@@ -126,7 +126,7 @@ def _kernel_rounding(value: Tensor) -> float:
     return 2.0**-10 if short and value.dtype == torch.float32 else 0.0
 
 
-def _refuse_random(model: nn.Module, inputs: Inputs, target: Target, value: Tensor) -> None:
+def refuse_random(model: nn.Module, inputs: Inputs, target: Target, value: Tensor) -> None:
     """Raise where a model in training mode answers otherwise a second time (functional dropout)."""
     everyone = torch.arange(inputs.batch)
     with torch.no_grad():

@@ -430,7 +430,7 @@ def watched(
 
     With ``last`` (path, index) only that call is told apart from others, and nothing after it is seen; without ``paths`` no call says where it is.
     """
-    recording = Recording(arguments=_in_order(model, inputs))
+    recording = Recording(arguments=in_order(model, inputs))
     inputs = inputs.with_values({name: tensor.clone() for name, tensor in inputs.tensors.items()})  # the model may write on what it gets
     names = {id(module): name for name, module in reversed(list(model.named_modules()))}
     watch = Watch(model, inputs, recording, graph=graph, changed=replace_output, last=last)
@@ -464,7 +464,7 @@ def _positional(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     return (*args, *more)
 
 
-def _in_order(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
+def in_order(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
     """The names of the inputs in the order of ``forward``'s parameters."""
     known = list(inspect.signature(model.forward).parameters)
     return tuple(sorted(inputs.named, key=lambda name: known.index(name) if name in known else len(known)))

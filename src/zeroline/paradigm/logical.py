@@ -20,8 +20,8 @@ from zeroline.baseline import BaselineLike
 from zeroline.errors import InputError, NotFoundError, TargetError, UsageError
 from zeroline.maths.coalitions import along, orders, pairs_and_singles, sampled_shapley
 from zeroline.model import identity
-from zeroline.model.absent import absent, as_by_input, filled, sources, under_baselines
-from zeroline.model.ask import labels_of
+from zeroline.model.absent import absent, as_by_input, filled, refuse_unknown, sources, under_baselines
+from zeroline.model.ask import labels_of, refuse_random
 from zeroline.model.inputs import Inputs
 from zeroline.model.memory import MOST_ROWS
 from zeroline.model.question import checked, double
@@ -79,19 +79,27 @@ def logic(
         NonFiniteError: NaN or infinity in the target. As ``zl.trace`` where no players are given.
     """
     _check_threshold(threshold)
-    with untouched(model), torch.no_grad():
+    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+        raise UsageError(f"batch_size={batch_size!r} was given; it is a number of rows, 1 or more")
+    with untouched(model):
         wanted = Inputs.of(model, inputs)
+        if not wanted.batch:
+            raise InputError("the inputs hold no sample")
+        refuse_unknown(baseline, wanted)
         if not wanted.repeatable:
             raise InputError("coalitions are rows of a batch, and an argument hides a batch inside an object (a cache); give tensors")
         known = _known_players(model, wanted, players)
-        output = wanted.call(model)
+        with torch.no_grad():
+            output = wanted.call(model)
         everyone = torch.arange(wanted.batch)
         asked = target_of(model, wanted, target).resolve(output, labels_of(model))
         if threshold == ANSWER and not isinstance(asked, ClassTarget):
             raise TargetError("threshold='answer' asks whether a class stays the model's first; this target reads no class: give a share, 0.5")
-        value = double(checked(asked.read(output, everyone), everyone, None))
+        value = double(checked(asked.read(output, everyone), everyone, None)).detach()
+        if any(module.training for module in model.modules()):
+            refuse_random(model, wanted, asked, value)
         options = {"baseline": baseline, "threshold": threshold, "max_evaluations": max_evaluations, "batch_size": batch_size, "seed": seed}
-        both = [wanted] if instead is None else [wanted, _like(wanted, Inputs.of(model, instead))]
+        both = [wanted] if instead is None else [wanted, _like(model, wanted, Inputs.of(model, instead))]
         done: list[int] = []
 
         def report(count: int, total: int) -> None:
@@ -141,9 +149,10 @@ class Game:
             _refuse_more_than(most, len(asked), f"all coalitions of {k} players are 2^{k} = {len(asked)}")
         else:
             asked = list(dict.fromkeys([*pairs_and_singles(k), (1 << k) - 1]))
-            least = len(asked) + 2 * (k - 1)
+            more = 2 * (k - 3)  # of an order and its reverse: the first two and the last are asked already
+            least = len(asked) + more
             _refuse_more_than(most, least, f"{k} players alone and in pairs, and one random order with its reverse, are {least} coalitions")
-            drawn = orders(k, (most - len(asked)) // (2 * (k - 1)), seed)
+            drawn = orders(k, (most - len(asked)) // more, seed)
             asked = list(dict.fromkeys([*asked, *(c for order in drawn for c in along(order))]))
         self.ask(asked, report)
         estimate = half = None
@@ -168,6 +177,7 @@ class Game:
             labels=_labels(self.target, self.inputs.batch),
         )
 
+    @torch.no_grad()
     def ask(self, coalitions: Sequence[int], report: Callable[[int, int], None]) -> None:
         """f for coalitions, many rows per pass: every sample with each of them."""
         batch = self.inputs.batch
@@ -221,7 +231,7 @@ class Game:
     def _words(self) -> str:
         if self.threshold == ANSWER:
             return "the model's first answer stays"
-        return f"f(T) is at least {float(self.threshold):.0%} of the way from f(none) to f(all)"
+        return f"f(T) is at least {100 * float(self.threshold):g}% of the way from f(none) to f(all)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,10 +245,13 @@ class _Part:
 
 
 def _part(model: nn.Module, inputs: Inputs, player: Player, given: BaselineLike | Mapping[str, BaselineLike] | None) -> _Part:
+    given_input = inputs.tensors[player.input]
+    if not given_input.ndim or given_input.shape[0] != inputs.batch:
+        raise InputError(f"input {player.input!r} is {tuple(given_input.shape)}: it has no row per sample ({inputs.batch}) and cannot play")
     baseline = player.baseline if player.baseline is not None else as_by_input(given, player.input)
     values, name = absent(model, inputs, player.input, baseline)
     where = filled(player.where, values, player.name).to(values.device)
-    if not bool(where.flatten(1).any(1).all()):
+    if not bool(where.reshape(len(where), -1).any(1).all()):
         raise InputError(f"player {player.name!r} holds nothing of {player.input!r}: its place is empty" + (" in a sample" if len(where) > 1 else ""))
     return _Part(player.input, where, values, name)
 
@@ -246,14 +259,14 @@ def _part(model: nn.Module, inputs: Inputs, player: Player, given: BaselineLike 
 def _refuse_overlaps(players: Sequence[Player], parts: Sequence[_Part]) -> None:
     for j, (other, beside) in enumerate(zip(players, parts)):
         for player, part in zip(players[:j], parts[:j]):
-            both = int((part.where & beside.where).any(0).sum()) if part.input == beside.input else 0
+            both = int((part.where & beside.where).reshape(-1, part.where[0].numel()).any(0).sum()) if part.input == beside.input else 0
             if both:
                 raise UsageError(f"players {player.name!r} and {other.name!r} overlap at {both} positions of {part.input!r}; give places apart")
 
 
 def _known_players(model: nn.Module, inputs: Inputs, players: Sequence[Player] | None) -> list[Player]:
     if players is None:
-        names = sources(trace(model, inputs), inputs)
+        names = sources(model, trace(model, inputs), inputs)
         if len(names) < 2:
             found = ", ".join(names) or "none"
             raise UsageError(f"the model has one source ({found}), and logic needs two players; give players=[zl.Player(name, input, where), ...]")
@@ -273,12 +286,18 @@ def _known_players(model: nn.Module, inputs: Inputs, players: Sequence[Player] |
     return given
 
 
-def _like(inputs: Inputs, other: Inputs) -> Inputs:
+@torch.no_grad()
+def _like(model: nn.Module, inputs: Inputs, other: Inputs) -> Inputs:
+    """Other inputs of the same shapes, which the model reads."""
     for name, tensor in inputs.tensors.items():
         there = other.tensors.get(name)
         if there is None or there.shape != tensor.shape:
             found = "nothing" if there is None else str(tuple(there.shape))
             raise InputError(f"instead= gives {found} for {name!r}; the inputs have {tuple(tensor.shape)}: a minimal pair has the same shapes")
+    try:
+        other.call(model)
+    except (RuntimeError, ValueError, LookupError) as problem:
+        raise InputError(f"the model does not read instead=: {(str(problem).splitlines() or [type(problem).__name__])[0]}") from problem
     return other
 
 

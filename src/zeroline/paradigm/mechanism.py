@@ -9,7 +9,7 @@ intervention; whether one predicts the other is their rank correlation. Mechanis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from zeroline.circuit import Edge, Mechanism
 from zeroline.errors import UsageError
 from zeroline.methods.attention_relevance import Sweep
 from zeroline.model import identity
-from zeroline.model.absent import absent, as_by_input
+from zeroline.model.absent import absent, as_by_input, refuse_unknown
 from zeroline.model.ask import labels_of
 from zeroline.model.cutting import Cutter
 from zeroline.model.links import State
@@ -70,56 +70,30 @@ def mechanism(
     """
     asked = target_of(model, inputs, target)
     with followed(model, inputs) as pass_:
+        refuse_unknown(baseline, pass_.inputs)
         records = pass_.calls()
         numbers = chosen(records, calls)
-        needed = sum(1 + (records[n].heads if heads else 0) for n in numbers)
-        if needed > max_evaluations:
-            less = f", heads=False ({len(numbers)} cuts)" if heads else ""
-            raise UsageError(
-                f"{len(numbers)} attentions are {needed} cuts; max_evaluations is {max_evaluations}: name fewer calls{less}, or raise it"
-            )
+        _refuse_more_than(max_evaluations, records, numbers, heads)
         sweep = Sweep(pass_, records, asked, correction=correction)
         sweep.differentiate(keep=False)
         _, begin = sweep.graph_rule()
-        flow = torch.stack([_flow(sweep, call) for call in range(len(records))], 1)
-        feeding = [_sources(pass_.graph, call) for call in range(len(records))]
-        inputs_known, graph_calls, output, streams = pass_.inputs, list(pass_.graph.calls), pass_.recording.output, pass_.graph.streams
-        resolved = asked.resolve(output, labels_of(model))
-        edges = tuple(_edge(call, feeding[call.number]) for call in records)
-        lanes = tuple((name, stream.tokens) for name, stream in streams.items())
-        del output
-        cutter = Cutter(model, inputs_known, resolved, graph_calls, sweep.output, replay=suffix)
-        everything = tuple(dict.fromkeys(name for names in feeding for name in names))
-        values, named = {}, {}
-        for name in everything:
-            values[name], named[name] = absent(model, inputs_known, name, as_by_input(baseline, name))
-        under = {names: cutter.outputs_under(inputs_known.with_values({n: values[n] for n in names})) for names in dict.fromkeys(feeding) if names}
-        joint = under[everything][1] if everything in under else cutter.outputs_under(inputs_known.with_values(values))[1]
-        whole = torch.full((inputs_known.batch, len(edges)), torch.nan, dtype=torch.float64)
-        single = torch.full((inputs_known.batch, len(edges), max(e.heads for e in edges)), torch.nan, dtype=torch.float64)
-        done = 0
-        for n in numbers:
-            each = list(range(records[n].heads)) if heads else []
-            if feeding[n]:
-                changed = sweep.output.cpu()[:, None] - cutter.cut(n, under[feeding[n]][0][n], [None, *each])
-            else:  # nothing that a baseline changes reaches its keys
-                changed = torch.zeros(inputs_known.batch, 1 + len(each), dtype=torch.float64)
-            whole[:, n], single[:, n, : len(each)] = changed[:, 0], changed[:, 1:]
-            done += 1 + len(each)
-            if progress is not None:
-                progress(done, needed)
+        edges = tuple(Edge(c.number, c.name, c.kind, c.queries, c.keys, c.heads, c.feeds_from, cut=_sources(pass_.graph, c.number)) for c in records)
+        blank = {name: absent(model, pass_.inputs, name, as_by_input(baseline, name)) for edge in edges for name in edge.cut}
+        resolved = asked.resolve(pass_.recording.output, labels_of(model))
+        cutter = Cutter(model, pass_.inputs, resolved, pass_.graph.calls, sweep.output, replay=suffix)
+        joint, whole, single = _cut(cutter, edges, numbers, heads, {name: values for name, (values, _) in blank.items()}, progress)
         return Mechanism(
             edges=edges,
-            streams=lanes,
-            relevance=flow,
+            streams=tuple((name, stream.tokens) for name, stream in pass_.graph.streams.items()),
+            relevance=torch.stack([_flow(sweep, call) for call in range(len(records))], 1),
             effect=whole,
             head_effect=single,
-            target=resolved.describe(inputs_known.batch),
+            target=resolved.describe(pass_.inputs.batch),
             output=sweep.output.cpu(),
             joint=joint,
-            baselines=named,
+            baselines={name: words for name, (_, words) in blank.items()},
             readout=begin.words,
-            evaluations=done,
+            evaluations=_count(edges, numbers, heads),
             forward_passes=cutter.passes + 1,
             execution=tuple(cutter.execution.get(n, "") for n in range(len(edges))),
             settings={"correction": correction, "heads": heads, "calls": [records[n].name for n in numbers]},
@@ -128,8 +102,41 @@ def mechanism(
         )
 
 
-def _edge(call: Call, sources: tuple[str, ...]) -> Edge:
-    return Edge(call.number, call.name, call.kind, call.queries, call.keys, call.heads, call.feeds_from, sources)
+def _cut(
+    cutter: Cutter, edges: Sequence[Edge], numbers: Sequence[int], heads: bool, blank: Mapping[str, Tensor], progress: Progress | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """f with all sources absent [batch], and the effects of cutting edges whole [batch, edges] and by head [batch, edges, heads]."""
+    inputs, value = cutter.inputs, cutter.value.cpu()
+    under = {
+        names: cutter.outputs_under(inputs.with_values({name: blank[name] for name in names})) for names in {edge.cut for edge in edges} if names
+    }
+    joint = under[tuple(blank)][1] if tuple(blank) in under else cutter.outputs_under(inputs.with_values(blank))[1]
+    whole = torch.full((inputs.batch, len(edges)), torch.nan, dtype=torch.float64)
+    single = torch.full((inputs.batch, len(edges), max(edge.heads for edge in edges)), torch.nan, dtype=torch.float64)
+    done = 0
+    for edge in (edges[n] for n in numbers):
+        each = list(range(edge.heads)) if heads else []
+        if edge.cut:
+            found = value[:, None] - cutter.cut(edge.number, under[edge.cut][0][edge.number], [None, *each])
+        else:  # nothing that a baseline changes reaches its keys
+            found = torch.zeros(inputs.batch, 1 + len(each), dtype=torch.float64)
+        whole[:, edge.number], single[:, edge.number, : len(each)] = found[:, 0], found[:, 1:]
+        done += 1 + len(each)
+        if progress is not None:
+            progress(done, _count(edges, numbers, heads))
+    return joint, whole, single
+
+
+def _count(calls: Sequence[Call] | Sequence[Edge], numbers: Sequence[int], heads: bool) -> int:
+    """Cuts per sample."""
+    return sum(1 + (calls[n].heads if heads else 0) for n in numbers)
+
+
+def _refuse_more_than(most: int, calls: Sequence[Call], numbers: Sequence[int], heads: bool) -> None:
+    needed = _count(calls, numbers, heads)
+    if needed > most:
+        less = f", heads=False ({len(numbers)} cuts)" if heads else ""
+        raise UsageError(f"{len(numbers)} attentions are {needed} cuts; max_evaluations is {most}: name fewer calls{less}, or raise it")
 
 
 def _flow(sweep: Sweep, call: int) -> Tensor:
