@@ -42,7 +42,11 @@ def record(batch=2, rows=3, columns=7, calls=2, **other):
 
 def several(batch=2):
     """Three targets as rows."""
-    more = {"row_stream": "", "row_words": ("a", "b", "a - b"), "target": ("logit of 0", "logit of 1", "0 - 1")}
+    more = {
+        "row_stream": "",
+        "row_words": ("a", "b", "a - b"),
+        "target": tuple(one for one in ("logit of 0", "logit of 1", "0 - 1") for _ in range(batch)),
+    }
     return record(batch, output=torch.randn(batch, 3).double(), direct=torch.zeros(batch, 7).double(), **more)
 
 

@@ -71,9 +71,7 @@ def record(**other):
         ("layer2d.att", "layer2d.att"),
         ("model.2d.att", "model.2d.att"),
         ("model.1.2d.att", "model.1"),
-        pytest.param(
-            "0.attend", "0", marks=pytest.mark.xfail(strict=True, reason="a path that begins with its number is not cut: nn.Sequential's blocks")
-        ),
+        ("0.attend", "0"),
     ],
 )
 def test_a_layer_is_the_path_up_to_its_last_number(name, layer):

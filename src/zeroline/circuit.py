@@ -49,7 +49,7 @@ class Edge:
     def layer(self) -> str:
         """The block that it is in: its path up to the last number."""
         path = self.name.partition("#")[0]
-        return m.group(0) if (m := re.match(r".*\.\d+(?=\.|$)", path)) else path
+        return m.group(0) if (m := re.match(r"(?:.*\.)?\d+(?=\.|$)", path)) else path
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class Mechanism:
         if not known:
             return "nothing was cut"
         if not self.heterogenous:
-            start = "nothing is heterogenous: all queries and keys are of one and the same source"
+            start = "nothing is heterogenous: in every attention queries and keys are of the same source"
         else:
             layer, _, size = max(self.fusion(sample), key=lambda one: one[2])
             start = f"sources meet in {len(self.heterogenous)} of {len(self.edges)} attentions, with most effect in {layer} ({size:.3g})"

@@ -33,7 +33,8 @@ class Grounding:
 
     ``matrix.sum(1) + direct`` is ``relevance``, that of the columns' tokens. Rows are tokens of the stream ``row_stream`` (``row_tokens``: numbers),
     or targets (``row_stream`` is then ""); columns are the tokens ``column_tokens`` of ``column_stream``, which lie as ``lie`` says
-    where all of them are there. ``output`` [batch] is f(x), of several targets [batch, rows].
+    where all of them are there, in order. ``output`` [batch] is f(x), of several targets [batch, rows]; ``target`` says them in words, of
+    several for each row and sample, row by row.
     """
 
     matrix: Tensor
@@ -95,7 +96,7 @@ class Grounding:
     def gridded(self) -> bool:
         """Do the columns lie on a grid?"""
         rows, columns = self.lie.grid or (0, 0)
-        return self.lie.grid is not None and len(self.column_tokens) == self.lie.prefix + rows * columns
+        return self.lie.grid is not None and self.column_tokens == tuple(range(self.lie.prefix + rows * columns))
 
     def grid(self, part: str = "matrix") -> Tensor:
         """A part of the record ("matrix", "back", "coupling", "per_call", ...) with its columns as maps [..., height, width]."""
@@ -112,7 +113,7 @@ class Grounding:
         pick = slice(index % size, index % size + 1)
         own = {name: getattr(self, name)[pick] for name in ("matrix", "direct", "back", "output", "readout")}
         own |= {name: getattr(self, name)[:, pick] for name in ("per_call", "back_per_call")}
-        target = self.target if not self.row_stream else self.target[pick]
+        target = self.target[index % size :: size]
         return replace(self, **own, target=target)
 
     def where(self, column: int) -> str:
@@ -127,7 +128,7 @@ class Grounding:
         """The figures of one sample in words: (label, value) pairs."""
         matrix, both = self.matrix[sample].double(), self.coupling[sample].double()
         size = both.abs().sum().clamp_min(1e-300)
-        lines = [("target", self.target[sample] if self.row_stream else f"{len(self.target)} targets")]
+        lines = [("target", self.target[sample] if self.row_stream else f"{len(self.row_words)} targets")]
         what = f"{len(self.row_words)} tokens of {self.row_stream}" if self.row_stream else f"{len(self.row_words)} targets"
         lines.append(("rows", what))
         lines.append(("columns", f"{len(self.column_tokens)} tokens of {self.column_stream}"))

@@ -265,7 +265,9 @@ def test_less_comes_in_through_the_query_where_the_passage_is_irrelevant(grounde
 
 def test_nothing_is_heterogenous_and_every_effect_is_finite(mechanism):
     assert mechanism.heterogenous == ()
-    assert mechanism.reading().startswith("nothing is heterogenous: all queries and keys are of one and the same source; the target needs bert.")
+    assert mechanism.reading().startswith(
+        "nothing is heterogenous: in every attention queries and keys are of the same source; the target needs bert."
+    )
     assert mechanism.effect.shape == (1, 12)
     assert mechanism.head_effect.shape == (1, 12, 12)
     assert all(bool(part.isfinite().all()) for part in (mechanism.relevance, mechanism.effect, mechanism.head_effect, mechanism.joint))

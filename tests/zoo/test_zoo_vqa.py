@@ -445,16 +445,17 @@ def test_one_image_in_six_has_a_rectangle_of_cells_at_zero():
     assert torch.equal(after[~zero.flatten(1)], features[~zero.flatten(1)])
     hit = zero.flatten(1).any(1)
     assert 0.13 < float(hit.float().mean()) < 0.2
-    sizes, corners = Counter(), set()
+    sizes, borders = Counter(), set()
     for place in zero[hit]:
         rows, columns = place.any(1).nonzero()[:, 0], place.any(0).nonzero()[:, 0]
         height, width = (int(one[-1] - one[0]) + 1 for one in (rows, columns))
         assert int(place.sum()) == height * width  # whole, and one
         sizes[height] += 1
         sizes[width] += 1
-        corners |= {(int(rows[0]) == 0, int(rows[-1]) == 7), (int(columns[0]) == 0, int(columns[-1]) == 7)}
+        reach = {"top": rows[0], "left": columns[0], "bottom": 7 - rows[-1], "right": 7 - columns[-1]}
+        borders |= {side for side, cells in reach.items() if int(cells) == 0}
     assert set(sizes) == {2, 3, 4, 5}
-    assert {(True, False), (False, True)} <= corners  # up to every border
+    assert borders == {"top", "left", "bottom", "right"}
 
 
 def test_words_and_images_are_hidden_apart():
@@ -495,6 +496,27 @@ def test_two_steps_of_training_move_the_model_and_nothing_on_disk(short):
     assert all(float((value - start[name]).abs().max()) < 0.01 for name, value in one.state_dict().items())
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values()))  # from seeds
     assert on_disk() == before
+
+
+def test_each_step_asks_two_questions_of_every_image_and_hides_some(short, monkeypatch):
+    seen = []
+    kept = vqa.blinded
+
+    def blinded(ids, features, random):
+        seen.append((ids, features))
+        return torch.full_like(kept(ids, features, random)[0], WORDS.index("[MASK]")), features
+
+    monkeypatch.setattr(vqa, "blinded", blinded)
+    learned = vqa.trained().lxmert.embeddings.word_embeddings.weight
+    assert len(seen) == 2
+    for ids, features in seen:
+        assert len(ids) == len(features) == 8
+        assert torch.equal(features[::2], features[1::2])
+        assert not torch.equal(features[0], features[2])
+    torch.manual_seed(0)
+    start = digits_vqa.build().lxmert.embeddings.word_embeddings.weight
+    moved = (learned - start * (1 - 0.01 * 1e-3 / 60) ** 2).abs().amax(1) > 1e-5  # more than weights decay
+    assert moved.nonzero()[:, 0].tolist() == [WORDS.index("[MASK]")]
 
 
 def test_the_command_writes_weights_and_scores_where_it_is_told(short, monkeypatch, tmp_path, capsys):

@@ -84,12 +84,12 @@ def attention_relevance(
         ModelStateError: training mode with dropout.
         NonFiniteError: NaN or infinity in the target or in an attention gradient.
     """
-    _among("correction", correction, tuple(CORRECTIONS))
-    _among("coverage", coverage, COVERAGES)
-    _among("rule", rule, RULES)
-    _among("head_fusion", head_fusion, FUSIONS)
+    among("correction", correction, tuple(CORRECTIONS))
+    among("coverage", coverage, COVERAGES)
+    among("rule", rule, RULES)
+    among("head_fusion", head_fusion, FUSIONS)
     settings = {"correction": correction, "calls": _plain(calls), "coverage": coverage, "rule": rule, "head_fusion": head_fusion}
-    settings |= {"guide": _kept(guide), "readout": _kept(readout)}
+    settings |= {"guide": kept(guide), "readout": kept(readout)}
     several = isinstance(target, Mapping)
     given: Mapping[str, TargetLike] = target if isinstance(target, Mapping) else {"": target}
     if not given:
@@ -314,15 +314,16 @@ def _is_ids(pass_: Followed, name: str) -> bool:
     return given is not None and not given.is_floating_point()
 
 
-def _among(kind: str, asked: Any, possible: tuple[str, ...]) -> None:
+def among(kind: str, asked: Any, possible: tuple[str, ...]) -> None:
+    """NotFoundError where an option is none of those that are possible."""
     if not isinstance(asked, str) or asked not in possible:
         raise NotFoundError.among(kind, str(asked), possible)
 
 
-def _kept(given: Any) -> Any:
+def kept(given: Any) -> Any:
     """What was given by hand as JSON types, so that a saved record can be repeated."""
     if isinstance(given, Mapping):
-        return {str(name): _kept(one) for name, one in given.items()}
+        return {str(name): kept(one) for name, one in given.items()}
     return given.tolist() if hasattr(given, "tolist") else list(given) if isinstance(given, (list, tuple)) else given
 
 

@@ -7,8 +7,8 @@ model. One row of every pass is left uncut; where it does not give the model's o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zeroline.attribution import rounding
 from zeroline.errors import NonFiniteError, SiteError
 from zeroline.model.absent import under_baselines
-from zeroline.model.capture import Operand, Seen, watched
+from zeroline.model.capture import Operand, Replace, Seen, watched
 from zeroline.model.identity import Memory
 from zeroline.model.inputs import Inputs
 from zeroline.model.maps import four, laid_out, name_of
@@ -32,13 +32,37 @@ Facts = tuple[int | None, ...] | str  # the batch dimension of each tensor of an
 _axes: Memory[Mapping[Key, Facts]] = Memory()
 
 
+class Drawn(SiteError, Unsound):
+    """A call's rows are other ones in another pass."""
+
+
+@contextmanager
+def same_draws(model: nn.Module) -> Iterator[None]:
+    """A pass that draws what every other such pass draws (ViLT orders its patches at random in each); the random state is put back."""
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        yield
+
+
 class Cutter:
     """Cuts of the calls of one model on one batch. ``calls`` are those of a followed pass; ``value`` is f(x) [batch]."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, target: Target, calls: Sequence[Seen], value: Tensor, *, replay: bool = True) -> None:
-        self.model, self.inputs, self.target, self.calls, self.value = model, inputs, target, calls, value
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        target: Target,
+        calls: Sequence[Seen],
+        value: Tensor,
+        *,
+        replay: bool = True,
+        shared: frozenset[int] = frozenset(),
+    ) -> None:
+        self.model, self.inputs, self.target, self.calls, self.value, self.shared = model, inputs, target, calls, value, shared
         self.numbers = {(seen.path, seen.index): number for number, seen in enumerate(calls)}
         self.passes = 0
+        self.own: dict[int, Tensor] = {}
         self.execution: dict[int, str] = {}
         self.prefixes: dict[int, Prefix] = {}
         if replay and inputs.repeatable:
@@ -48,14 +72,7 @@ class Cutter:
     def outputs_under(self, inputs: Inputs) -> tuple[dict[int, Tensor], Tensor]:
         """What every call gives on other inputs, as [groups, heads, queries, width], and f there [batch]."""
         found: dict[int, Tensor] = {}
-
-        def keep(seen: Seen, output: Tensor) -> Tensor:
-            number = self.numbers.get((seen.path, seen.index))
-            if number is not None:
-                found[number] = four(self._as_known(number, seen.output), inputs.batch).clone()
-            return output
-
-        with under_baselines(), watched(self.model, inputs, graph=False, replace_output=keep) as recording:
+        with under_baselines(), same_draws(self.model), watched(self.model, inputs, graph=False, replace_output=self._kept(found)) as recording:
             output = recording.output
         self.passes += 1
         samples = torch.arange(inputs.batch)
@@ -71,10 +88,15 @@ class Cutter:
     @torch.no_grad()
     def cut(self, number: int, cut: Tensor, heads: Sequence[int | None]) -> Tensor:
         """f [batch, cuts] with a call's output replaced by ``cut`` [groups, heads, queries, width]: whole (None), or in one head."""
+        if number in self.shared:
+            return torch.stack([self._for_all(number, cut, head) for head in heads], 1)
         batch = self.inputs.batch
         rows = [(sample, head) for head in heads for sample in range(batch)]
         room = MOST_ROWS.get(self.value.device.type, MOST_ROWS["cpu"]) - 1
-        found = [self._pass(number, cut, rows[start : start + room]) for start in range(0, len(rows), room)]
+        try:
+            found = [self._pass(number, cut, rows[start : start + room]) for start in range(0, len(rows), room)]
+        except Drawn:  # it draws for each row: rows as in the pass under the baselines draw alike
+            found = [self._pass(number, cut, rows[start : start + batch]) for start in range(0, len(rows), batch)]
         return torch.cat(found).view(len(heads), batch).T
 
     def _pass(self, number: int, cut: Tensor, rows: Sequence[tuple[int, int | None]]) -> Tensor:
@@ -90,16 +112,39 @@ class Cutter:
                 raise Unsound("replaying the modules before the call gives another output")
         except (Unsound, RuntimeError, ValueError, LookupError, TypeError) as reason:
             if isinstance(reason, Unsound) and prefix is None:
-                raise SiteError(f"with a cut made, {reason}: the model runs another way") from None
+                kind = Drawn if isinstance(reason, Drawn) else SiteError
+                raise kind(f"with a cut made, {reason}: the model runs another way") from None
             if prefix is None or isinstance(reason, torch.OutOfMemoryError):
                 raise
             self.prefixes.pop(number)
             self.execution[number] = f"{FULL}: {str(reason).splitlines()[0]}"
-            values = self._run(number, cut, samples, heads, None)
+            return self._pass(number, cut, rows)
         self.execution.setdefault(number, FULL if prefix is None else SUFFIX)
         return values[:-1]
 
+    def _for_all(self, number: int, cut: Tensor, head: int | None) -> Tensor:
+        """f [batch] with the output of a call that all samples share replaced: in a pass of its own."""
+
+        def change(seen: Seen, output: Tensor) -> Tensor:
+            if self.numbers.get((seen.path, seen.index)) != number:
+                return output
+            known = replace(seen, output=self._as_known(number, replace(seen.output, tensor=output)))
+            given = four(known.output, self.inputs.batch).clone()
+            which = slice(None) if head is None else slice(head, head + 1)
+            given[:, which] = cut[:, which].to(given)
+            return laid_out(known, given)
+
+        with same_draws(self.model), watched(self.model, self.inputs, graph=False, replace_output=change) as recording:
+            output = recording.output
+        self.passes += 1
+        self.execution[number] = f"{FULL}: all samples share it"
+        samples = torch.arange(self.inputs.batch)
+        return double(checked(self.target.read(output, samples), samples, None)).cpu()
+
     def _run(self, number: int, cut: Tensor, samples: Tensor, heads: Sequence[int | None], prefix: Prefix | None) -> Tensor:
+        if prefix is None and not self.own:
+            with same_draws(self.model), watched(self.model, self.inputs, graph=False, replace_output=self._kept(self.own)):
+                self.passes += 1
         inputs = self.inputs.rows(samples)
         per_sample = len(cut) // self.inputs.batch
         reached = False
@@ -113,6 +158,8 @@ class Cutter:
                 prefix.reached()
             known = replace(seen, output=self._as_known(number, replace(seen.output, tensor=output)))
             given = four(known.output, len(samples)).clone()
+            if prefix is None:
+                self._same_rows(number, given, samples[: len(heads)])
             for row, head in enumerate(heads):
                 own = slice(row * per_sample, (row + 1) * per_sample)
                 sample = int(samples[row])
@@ -122,6 +169,7 @@ class Cutter:
             return laid_out(known, given)
 
         with (
+            same_draws(self.model),
             prefix.replayed(samples) if prefix is not None else nullcontext(),
             watched(self.model, inputs, graph=False, replace_output=change, last=(self.calls[number].path, self.calls[number].index)) as recording,
         ):
@@ -130,6 +178,25 @@ class Cutter:
         if not reached:
             raise Unsound(f"{name_of(self.calls[number])} is not reached")
         return double(checked(self.target.read(output, samples), samples, None)).cpu()
+
+    def _same_rows(self, number: int, given: Tensor, samples: Tensor) -> None:
+        """Drawn where a call gives other rows for a sample than in a pass of the batch by itself: then o0's rows are not these."""
+        known = self.own[number]
+        per_sample = len(known) // self.inputs.batch
+        mine = known.view(self.inputs.batch, per_sample, *known.shape[1:])[samples].flatten(0, 1)
+        if float((given[: len(mine)] - mine).abs().max()) > 1e-2 * float(mine.abs().max()):
+            raise Drawn(f"{name_of(self.calls[number])} gives other rows in every pass")
+
+    def _kept(self, found: dict[int, Tensor]) -> Replace:
+        """A watch's callback that keeps what every call gives, as [groups, heads, queries, width]."""
+
+        def keep(seen: Seen, output: Tensor) -> Tensor:
+            number = self.numbers.get((seen.path, seen.index))
+            if number is not None:
+                found[number] = four(self._as_known(number, seen.output), self.inputs.batch).clone()
+            return output
+
+        return keep
 
     def _as_known(self, number: int, operand: Operand) -> Operand:
         """An output in the axes that the graph decided on."""
@@ -149,7 +216,7 @@ class Cutter:
             return output
 
         try:
-            with everything.recorded(), watched(self.model, self.inputs, graph=False, replace_output=note, paths=False):
+            with same_draws(self.model), everything.recorded(), watched(self.model, self.inputs, graph=False, replace_output=note, paths=False):
                 pass
         except Unsound as reason:
             self.execution = dict.fromkeys(range(len(self.calls)), f"{FULL}: {reason}")
@@ -173,7 +240,8 @@ class Cutter:
         """Per module output which dimension of its tensors is the batch, or why none is: a pass with a row more, once per model and shapes."""
         tensors = self.inputs.tensors
         plain = tuple((name, repr(value)) for name, value in self.inputs.named.items() if name not in tensors)
-        key = (tuple((name, tuple(tensor.shape[1:]), tensor.dtype) for name, tensor in tensors.items()), plain)
+        rows = self.inputs.batch
+        key = (tuple((n, tuple(t.shape[1:]), t.dtype, not t.ndim or t.shape[0] == rows) for n, t in tensors.items()), plain)
         known = _axes.get(self.model, key)
         if known is not None and everything.outputs.keys() <= known.keys():
             return known

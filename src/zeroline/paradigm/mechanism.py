@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zeroline.baseline import BaselineLike
 from zeroline.circuit import Edge, Mechanism
-from zeroline.errors import UsageError
+from zeroline.errors import InputError, UsageError
 from zeroline.methods.attention_relevance import Sweep
 from zeroline.model import identity
 from zeroline.model.absent import absent, as_by_input, refuse_unknown
@@ -51,7 +51,7 @@ def mechanism(
         model, inputs: as in ``zl.trace``; batch first.
         target: class, ``zl.top()``, callable, ...; its class is fixed on x.
         baseline: what a source is when an edge from it is cut: one for all or a dict by input; default zeros for numbers, and for ids the token that
-            the configuration calls mask, else pad.
+            the configuration calls mask, else pad. It fills that input alone: of ``zl.baseline.of(other)`` too, and masks stay those of x.
         calls: the attentions that are cut: ``"all"``, a number, a name (``"*visual_attention*"``), or a list of these.
         heads: cut every head by itself too.
         correction: of the relevance, as in ``zl.attention_relevance``.
@@ -70,6 +70,8 @@ def mechanism(
     """
     asked = target_of(model, inputs, target)
     with followed(model, inputs) as pass_:
+        if not pass_.inputs.repeatable:
+            raise InputError("cuts are rows of a batch, and an argument hides a batch inside an object (a cache); give tensors")
         refuse_unknown(baseline, pass_.inputs)
         records = pass_.calls()
         numbers = chosen(records, calls)
@@ -78,9 +80,11 @@ def mechanism(
         sweep.differentiate(keep=False)
         _, begin = sweep.graph_rule()
         edges = tuple(Edge(c.number, c.name, c.kind, c.queries, c.keys, c.heads, c.feeds_from, cut=_sources(pass_.graph, c.number)) for c in records)
-        blank = {name: absent(model, pass_.inputs, name, as_by_input(baseline, name)) for edge in edges for name in edge.cut}
+        sources = [name.partition("#")[0] for name, stream in pass_.graph.streams.items() if stream.is_input]
+        blank = {name: absent(model, pass_.inputs, name, as_by_input(baseline, name)) for name in dict.fromkeys(sources)}
         resolved = asked.resolve(pass_.recording.output, labels_of(model))
-        cutter = Cutter(model, pass_.inputs, resolved, pass_.graph.calls, sweep.output, replay=suffix)
+        shared = frozenset(n for n in range(len(records)) if _shared(pass_.graph, n))
+        cutter = Cutter(model, pass_.inputs, resolved, pass_.graph.calls, sweep.output, replay=suffix, shared=shared)
         joint, whole, single = _cut(cutter, edges, numbers, heads, {name: values for name, (values, _) in blank.items()}, progress)
         return Mechanism(
             edges=edges,
@@ -143,7 +147,16 @@ def _flow(sweep: Sweep, call: int) -> Tensor:
     """Relevance that a call moves to its keys, by size: [batch]."""
     batch = sweep.pass_.inputs.batch
     moved = sweep.moved.get(call)
-    return torch.zeros(batch, dtype=torch.float64) if moved is None else moved.abs().view(batch, -1).sum(1)
+    if moved is None:
+        return torch.zeros(batch, dtype=torch.float64)
+    return moved.abs().sum().expand(batch) if _shared(sweep.graph, call) else moved.abs().view(batch, -1).sum(1)
+
+
+def _shared(graph: Graph, call: int) -> bool:
+    """Is an attention one for all samples: of an input that has not a row for each?"""
+    streams = [graph.streams[name] for part in ("query", "key") for name in graph.states[call][part].own]
+    groups = graph.states[call]["query"].layout.groups
+    return groups % graph.batch != 0 or any(stream.batch != graph.batch and stream.is_input for stream in streams)
 
 
 def _sources(graph: Graph, call: int) -> tuple[str, ...]:

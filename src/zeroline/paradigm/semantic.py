@@ -10,7 +10,7 @@ Cui, Fan & Chen 2026 (heterogenous attention), whose formulas are not public.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from zeroline.errors import InputError, NotFoundError, UsageError
 from zeroline.grounding import Grounding
-from zeroline.maths.attention import fused
+from zeroline.maths.attention import FUSIONS, fused
 from zeroline.maths.propagation import through
-from zeroline.methods.attention_relevance import Sweep, attention_relevance, guided, token_lie
+from zeroline.methods.attention_relevance import COVERAGES, Guide, Sweep, among, attention_relevance, guided, kept, token_lie
 from zeroline.model import identity
+from zeroline.model.inputs import Inputs
+from zeroline.model.readout import Given
 from zeroline.model.streams import Stream
 from zeroline.model.targets import target_of
 from zeroline.model.trace import HETEROGENOUS, Call, Followed, followed
@@ -41,9 +43,14 @@ def ground(
     columns: Part | None = None,
     words: Mapping[str, Sequence[str]] | None = None,
     correction: str = "positive",
+    calls: Any = "all",
+    coverage: str = "complete",
+    guide: Guide | None = None,
+    rule: str = "graph",
+    head_fusion: str = "mean",
+    readout: Given = None,
     grid: tuple[int, int] | None = None,
     prefix: int | None = None,
-    **options: Any,
 ) -> Grounding:
     """A matrix of the tokens of one source against those of another: how much relevance of each column came in through each row.
 
@@ -54,7 +61,8 @@ def ground(
         rows, columns: streams by name (see ``zl.trace``), or ``(stream, token numbers)``. Default: the streams of a heterogenous attention, text
             before images; of a single stream of two segments (``token_type_ids``) the first segment and the second.
         words: what the tokens of a stream are called, by stream, one for each of its tokens; default their numbers.
-        correction, grid, prefix and **options (calls, coverage, guide, head_fusion, readout): as in ``zl.attention_relevance``.
+        correction, calls, coverage, guide, head_fusion, readout, grid, prefix: as in ``zl.attention_relevance``. ``rule`` can only be ``"graph"``
+            (paths are what is followed), but for several targets.
 
     Returns:
         A ``Grounding``: ``matrix`` [batch, rows, columns], ``per_call`` [calls, batch, rows, columns] and ``direct`` [batch, columns];
@@ -67,19 +75,22 @@ def ground(
         As ``zl.attention_relevance``. Memory grows with calls x rows x tokens, and with the square of a call's tokens.
     """
     if isinstance(target, Mapping):
-        return _by_target(model, inputs, target, rows, columns, words or {}, {"correction": correction, "grid": grid, "prefix": prefix, **options})
-    if options.get("rule", "graph") != "graph":
-        raise UsageError(f"rule={options['rule']!r} was given; grounding follows paths, which the graph rule alone has")
+        options = {"correction": correction, "calls": calls, "coverage": coverage, "guide": guide, "rule": rule, "head_fusion": head_fusion}
+        return _by_target(model, inputs, target, rows, columns, words or {}, {**options, "readout": readout, "grid": grid, "prefix": prefix})
+    among("coverage", coverage, COVERAGES)
+    among("head_fusion", head_fusion, FUSIONS)
+    if rule != "graph":
+        raise UsageError(f"rule={rule!r} was given; grounding follows paths, which the graph rule alone has")
     asked = target_of(model, inputs, target)
-    sweep_options = {name: options[name] for name in options if name != "readout"} | {"given": options.get("readout")}
-    sweep_options.pop("rule", None)
+    settings = {"correction": correction, "calls": _plain(calls), "coverage": coverage, "head_fusion": head_fusion}
+    settings |= {"guide": kept(guide), "readout": kept(readout)}
     with followed(model, inputs) as pass_:
-        calls = pass_.calls()
-        for name in words or {}:
-            if name not in pass_.graph.streams and name not in pass_.inputs.named:
-                raise NotFoundError.among("stream", name, pass_.graph.streams, "words= names streams")
-        ends = _parts(pass_, calls, rows, columns)
-        sweep = Sweep(pass_, calls, asked, correction=correction, **sweep_options)
+        records = pass_.calls()
+        _refuse_unknown(words or {}, pass_.graph.streams, pass_.inputs)
+        ends = _parts(pass_, records, rows, columns)
+        sweep = Sweep(
+            pass_, records, asked, correction=correction, calls=calls, coverage=coverage, guide=guide, head_fusion=head_fusion, given=readout
+        )
         sweep.differentiate(keep=False)
         begin = sweep.start()
         found, other = _through(sweep, ends, begin.calls), _through(sweep, _Ends(ends.columns, ends.rows), begin.calls)
@@ -104,7 +115,7 @@ def ground(
             back=native(back.sum(0)),
             back_per_call=native(back),
             direct=native(past.view(batch, -1)[:, list(ends.columns.tokens)]),
-            calls=tuple(calls[call].name for call in used),
+            calls=tuple(records[call].name for call in used),
             row_stream=ends.rows.stream,
             column_stream=ends.columns.stream,
             row_tokens=ends.rows.tokens,
@@ -115,7 +126,7 @@ def ground(
             target=sweep.target.describe(pass_.inputs.batch),
             output=sweep.output,
             readout=begin.words,
-            settings={"correction": correction, **{name: _plain(value) for name, value in options.items()}},
+            settings=settings,
             versions=identity.versions(),
             model_class=identity.model_class(model),
             weights=identity.weights_hash(model),
@@ -163,7 +174,7 @@ def _through(sweep: Sweep, ends: _Ends, start: Mapping[int, Tensor]) -> dict[int
     for state in (each["query"] for each in states):
         own = torch.full((state.size,), -1)
         link = state.own.get(ends.rows.stream)
-        if link is not None and link.weight is None:
+        if link is not None and (link.weight is None or bool((link.weight == 1).all())):  # a row that pools tokens is none of them
             own[link.ids] = number[link.rows % ends.rows.total]
         passing.append(own)
     stream = streams[ends.columns.stream]
@@ -209,6 +220,7 @@ def _by_target(
     found = attention_relevance(model, inputs, target=dict(targets), **options)
     each = list(found.values())
     first = each[0]
+    _refuse_unknown(words, first.by_source, Inputs.of(model, inputs))
     stream, tokens = _named(columns) if columns is not None else (_column_stream(first.calls, first.tokens, first.by_source), None)
     if stream not in first.by_source:
         raise NotFoundError.among("stream", stream, first.by_source)
@@ -230,14 +242,20 @@ def _by_target(
         row_words=tuple(found),
         column_words=part.called(words),
         lie=first.tokens[stream],
-        target=tuple(one.target[0] for one in each),
+        target=tuple(words for one in each for words in one.target),
         output=torch.stack([one.output for one in each], 1),
         readout=tuple(f"{len(each)} targets, each at its own rows" for _ in range(len(matrix))),
-        settings={name: _plain(value) for name, value in options.items()},
+        settings=dict(first.settings),
         versions=first.versions,
         model_class=first.model_class,
         weights=first.weights,
     )
+
+
+def _refuse_unknown(words: Mapping[str, Sequence[str]], streams: Iterable[str], inputs: Inputs) -> None:
+    for name in words:
+        if name not in streams and name not in inputs.named:
+            raise NotFoundError.among("stream", name, streams, "words= names streams")
 
 
 def _column_stream(calls: Sequence[tuple[str, str]], lies: Mapping[str, Tokens], sources: Mapping[str, Tensor]) -> str:
@@ -337,7 +355,6 @@ def _is_ids(pass_: Followed, name: str) -> bool:
     return given is not None and not given.is_floating_point()
 
 
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return value if isinstance(value, (int, float, str, bool, type(None), list)) else list(value) if isinstance(value, (tuple, range)) else str(value)
+def _plain(calls: Any) -> Any:
+    """A selection of calls as JSON types."""
+    return [_plain(one) for one in calls] if isinstance(calls, (list, tuple, range)) else str(calls) if isinstance(calls, slice) else calls
