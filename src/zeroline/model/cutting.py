@@ -37,12 +37,18 @@ class Drawn(SiteError, Unsound):
 
 
 @contextmanager
-def same_draws(model: nn.Module) -> Iterator[None]:
-    """A pass that draws what every other such pass draws (ViLT orders its patches at random in each); the random state is put back."""
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
+def same_draws(devices: Sequence[int]) -> Iterator[None]:
+    """A pass that draws what every other such pass draws (ViLT orders its patches at random in each); the random states are put back."""
+    here, there = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
+    torch.default_generator.manual_seed(0)
+    for device in devices:
+        torch.cuda.default_generators[device].manual_seed(0)
+    try:
         yield
+    finally:
+        torch.set_rng_state(here)
+        for device, state in zip(devices, there):
+            torch.cuda.set_rng_state(state, device)
 
 
 class Cutter:
@@ -61,6 +67,7 @@ class Cutter:
     ) -> None:
         self.model, self.inputs, self.target, self.calls, self.value, self.shared = model, inputs, target, calls, value, shared
         self.numbers = {(seen.path, seen.index): number for number, seen in enumerate(calls)}
+        self.devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
         self.passes = 0
         self.own: dict[int, Tensor] = {}
         self.execution: dict[int, str] = {}
@@ -72,7 +79,7 @@ class Cutter:
     def outputs_under(self, inputs: Inputs) -> tuple[dict[int, Tensor], Tensor]:
         """What every call gives on other inputs, as [groups, heads, queries, width], and f there [batch]."""
         found: dict[int, Tensor] = {}
-        with under_baselines(), same_draws(self.model), watched(self.model, inputs, graph=False, replace_output=self._kept(found)) as recording:
+        with under_baselines(), same_draws(self.devices), watched(self.model, inputs, graph=False, replace_output=self._kept(found)) as recording:
             output = recording.output
         self.passes += 1
         samples = torch.arange(inputs.batch)
@@ -134,7 +141,7 @@ class Cutter:
             given[:, which] = cut[:, which].to(given)
             return laid_out(known, given)
 
-        with same_draws(self.model), watched(self.model, self.inputs, graph=False, replace_output=change) as recording:
+        with same_draws(self.devices), watched(self.model, self.inputs, graph=False, replace_output=change) as recording:
             output = recording.output
         self.passes += 1
         self.execution[number] = f"{FULL}: all samples share it"
@@ -143,7 +150,7 @@ class Cutter:
 
     def _run(self, number: int, cut: Tensor, samples: Tensor, heads: Sequence[int | None], prefix: Prefix | None) -> Tensor:
         if prefix is None and not self.own:
-            with same_draws(self.model), watched(self.model, self.inputs, graph=False, replace_output=self._kept(self.own)):
+            with same_draws(self.devices), watched(self.model, self.inputs, graph=False, replace_output=self._kept(self.own)):
                 self.passes += 1
         inputs = self.inputs.rows(samples)
         per_sample = len(cut) // self.inputs.batch
@@ -169,7 +176,7 @@ class Cutter:
             return laid_out(known, given)
 
         with (
-            same_draws(self.model),
+            same_draws(self.devices),
             prefix.replayed(samples) if prefix is not None else nullcontext(),
             watched(self.model, inputs, graph=False, replace_output=change, last=(self.calls[number].path, self.calls[number].index)) as recording,
         ):
@@ -216,7 +223,7 @@ class Cutter:
             return output
 
         try:
-            with same_draws(self.model), everything.recorded(), watched(self.model, self.inputs, graph=False, replace_output=note, paths=False):
+            with same_draws(self.devices), everything.recorded(), watched(self.model, self.inputs, graph=False, replace_output=note, paths=False):
                 pass
         except Unsound as reason:
             self.execution = dict.fromkeys(range(len(self.calls)), f"{FULL}: {reason}")
