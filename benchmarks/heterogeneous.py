@@ -175,6 +175,7 @@ def perturbation(model: Any, sets: Mapping[str, Asked], maps: Mapping[str, Mappi
     )
     print("bring it down (lower is better); *kept to the last* it should hold it up (higher is better). All questions are right to begin with.")
     rows = []
+    tenth: dict[str, float] = {}  # accuracy with the most relevant tenth away
     generator = torch.Generator().manual_seed(0)
     random = {kind: torch.rand(own.shape, generator=generator) for kind, own in next(iter(maps.values())).items()}
     for name, own in {"at random": random, **maps}.items():
@@ -191,12 +192,16 @@ def perturbation(model: Any, sets: Mapping[str, Asked], maps: Mapping[str, Mappi
                     total += len(order)
                 curve.append(right / total)
             means.append(sum(curve) / len(curve))
+            tenth.setdefault(name, curve[1])
         held = torch.cat([cells_that_hold(values) for values in own.values()])
         rows.append([name, f"{means[0]:.2f}", f"{means[1]:.2f}", f"{float(held.median()):.0f}"])
     table(["", "most relevant away first", "least relevant away first", "cells that hold 90 % of the positive values (median)"], rows)
-    print("Pointing and perturbation disagree on revised IG and gradient x input. They put nearly everything on a cell or two, those that the model")
-    print("reads; each cell's features see the digit around it, so that with these gone its neighbours answer. What was used and what is needed")
-    print("are two questions.\n")
+    ours, other = "revised IG on region features", "attention relevance, absolute"
+    print(
+        "Revised IG points best and brings accuracy down least: with the tenth of the regions that it puts first set to zero the model is still right"
+    )
+    print(f"in {tenth[ours]:.0%}, with that of {other} in {tenth[other]:.0%}. It puts nearly everything on a cell or two, and the neighbours, whose")
+    print("features see the same digit, can take over. What was used and what cannot be replaced are two questions.\n")
     print("A caveat: images with holes are not what a model is made for, and a method can score by making inputs strange. This model has seen")
     print("rectangles of zeros in training, which makes it a little fairer here than elsewhere.\n")
 

@@ -122,8 +122,10 @@ class Mechanism:
         if not self.heterogenous:
             start = "nothing is heterogenous: in every attention queries and keys are of the same source"
         else:
-            layer, _, size = max(self.fusion(sample), key=lambda one: one[2])
-            start = f"sources meet in {len(self.heterogenous)} of {len(self.edges)} attentions, with most effect in {layer} ({size:.3g})"
+            start = f"sources meet in {len(self.heterogenous)} of {len(self.edges)} attentions"
+            if any(e.kind == HETEROGENOUS for e in known):
+                layer, _, size = max(self.fusion(sample), key=lambda one: one[2])
+                start += f", with most effect in {layer} ({size:.3g})"
         most = max(known, key=lambda e: abs(float(self.effect[sample, e.number])))
         words = f"{start}; the target needs {most.name} most ({float(self.effect[sample, most.number]):+.3g})"
         heads = self.heads(sample)

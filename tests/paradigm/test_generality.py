@@ -135,6 +135,15 @@ def test_joint_is_the_model_at_the_baselines_of_all_that_was_cut(name, attention
     assert close(found.joint, read(model, emptied(inputs, cut), fn), found.joint)
 
 
+def test_the_only_attention_that_reads_a_source_has_all_of_its_effect():
+    """Regions are read by one cross-attention: to cut it is to take them away."""
+    name = "hand-written (einsum, bmm) (torch)"
+    model, inputs, fn = built(name, "sdpa")
+    found, without = mechanism(name, "sdpa"), read(model, emptied(inputs, {"regions"}), fn)
+    assert found.edges[1].cut == ("regions",)
+    assert close(found.effect[:, 1], read(model, inputs, fn) - without, found.effect)
+
+
 @pytest.mark.parametrize("name", [name for name, family in SEVERAL.items() if family.has_eager])
 def test_stored_attention_maps_give_the_numbers_of_fused_kernels(name):
     fused, eager = (mechanism(name, attention) for attention in ("sdpa", "eager"))
@@ -250,7 +259,13 @@ def test_a_model_of_one_source_has_nothing_to_ground_and_no_players(one_source):
         zl.logic(model, inputs, target=target)
 
 
-@pytest.mark.xfail(strict=True, reason="joined sources, 'input_ids + pixel_values', are said to be one and the same")
 @pytest.mark.parametrize("name", ["LLaVA (transformers)", "ViLT (transformers)"])
 def test_two_sources_in_one_stream_are_not_said_to_be_one(name):
     assert "one and the same source" not in mechanism(name, "sdpa").reading()
+
+
+def test_the_reading_says_nothing_of_the_effect_of_edges_that_were_not_cut():
+    model, inputs, fn = built("LXMERT (transformers)", "sdpa")
+    found = zl.mechanism(model, inputs, target=zl.target.output(fn), baseline=baselines(inputs), calls=0, heads=False)
+    assert found.reading().startswith("sources meet in 4 of 11 attentions")
+    assert "with most effect" not in found.reading()

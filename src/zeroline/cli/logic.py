@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 
 from zeroline.baseline import by_name
@@ -16,9 +17,11 @@ from zeroline.cli import show
 from zeroline.cli.options import AsJson, ModelName, TargetText, TrustRemoteCode
 from zeroline.cli.paradigm import Audio, Given, ImageOrNone, Passage, Text, given, target_of
 from zeroline.cli.reading import grid_of
+from zeroline.cli.sources import open_mask
 from zeroline.errors import UsageError
 from zeroline.model.inputs import Inputs
-from zeroline.model.words import whole_words
+from zeroline.model.loading import Loaded
+from zeroline.model.words import words_of
 from zeroline.paradigm import logic as by_coalitions
 from zeroline.paradigm import players as make
 from zeroline.reasoning import Player
@@ -86,15 +89,16 @@ def logic(
 
 def _names(asked: Given, other: Mapping[str, Any] | None, players: list[Player]) -> list[str]:
     """The players' names with the words of the other question."""
-    found = []
+    found: list[str] = []
     for player in players:
-        there = None if other is None or asked.sourced.words is None or player.input != "input_ids" else other[player.input][0]
-        if there is None or asked.sourced.words is None or player.where is None:
-            found.append(player.name)
-            continue
-        here = asked.inputs[player.input][0]
-        same = bool((here[player.where] == there[player.where]).all())
-        found.append(player.name if same else whole_words(asked.sourced.words(there[player.where].tolist()))[0][0])
+        name = player.name
+        if other is not None and asked.sourced.tokenizer is not None and player.input == "input_ids" and player.where is not None:
+            here, there = (inputs[player.input][0][player.where] for inputs in (asked.inputs, other))
+            words = words_of(asked.sourced.tokenizer, there.tolist())
+            name = words[0][0] if words and not torch.equal(here, there) else name
+        while name in found:  # a word that stands there twice
+            name += " (2)"
+        found.append(name)
     return found
 
 
@@ -118,8 +122,21 @@ def _players(asked: Given, kind: str | None, words: str | None, regions: str | N
         raise UsageError("two regions have one name")
     if regions is not None or not region:
         rows, columns = grid_of(regions or USUAL_GRID) or (2, 2)
-        boxes |= make.grid(rows, columns)
-    return found + make.regions(asked.sourced.model, asked.inputs, boxes, baseline=by_name(baseline))
+        for name, box in make.grid(rows, columns).items():
+            if name in boxes:
+                raise UsageError(f"two regions have one name: {name!r} is a --region and a cell of the grid")
+            boxes[name] = box
+    made = make.regions(asked.sourced.model, asked.inputs, boxes, baseline=by_name(baseline))
+    return found + [_as_seen(player, region, asked) for player in made]
+
+
+def _as_seen(player: Player, region: list[str], asked: Given) -> Player:
+    """A --region of an image that the model crops or pads, where the model sees it."""
+    text = next((one for one in region if one.partition("=")[0].strip() == player.name), None)
+    if text is None or asked.image is None or asked.inputs[player.input].ndim != 4:
+        return player
+    loaded = Loaded(asked.sourced.name, asked.sourced.model, lambda image: asked.sourced.prepare(image, asked.text), asked.sourced.labels)
+    return replace(player, where=open_mask(loaded, None, text.partition("=")[2], asked.image))
 
 
 def _region(text: str, asked: Given) -> tuple[str, make.Box]:

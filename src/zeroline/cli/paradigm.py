@@ -6,7 +6,7 @@ Models that write (Whisper, Marian, TrOCR) are let write greedily; each word of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from zeroline.errors import TargetError, UsageError
 from zeroline.model.audio import read_audio
 from zeroline.model.inputs import Inputs
 from zeroline.model.loading import Sourced
-from zeroline.model.words import whole_words
+from zeroline.model.words import words_of
 from zeroline.paradigm.players import missing_word
 from zeroline.report.figure import Picture
 from zeroline.target import TargetLike, sequence
@@ -42,6 +42,7 @@ class Given:
     inputs: Mapping[str, Any]
     picture: Picture | None
     image: Any | None = None
+    text: Any | None = None
     seconds: float | None = None
 
     @property
@@ -88,7 +89,7 @@ def given(model: str, image: Path | None, text: str | None, passage: str | None,
     picture = show.picture_among(sourced.model, inputs)
     if picture is None and opened is not None:
         picture = np.asarray(opened, dtype=np.float32) / np.float32(255)
-    return Given(sourced, inputs, picture, opened)
+    return Given(sourced, inputs, picture, opened, text)
 
 
 def target_of(asked: Given, text: str) -> TargetLike:
@@ -113,9 +114,8 @@ def written(asked: Given) -> tuple[Given, dict[str, TargetLike]]:
     kept = torch.random.get_rng_state()
     ids = model.generate(**start, max_new_tokens=MOST_WRITTEN, do_sample=False, num_beams=1)  # type: ignore[operator]
     torch.random.set_rng_state(kept)
-    pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(ids[0].tolist())]
     targets: dict[str, TargetLike] = {}
-    for word, numbers in whole_words(pieces, tokenizer.all_special_tokens):
+    for word, numbers in words_of(tokenizer, ids[0].tolist()):
         if numbers[0] == 0:
             continue  # the first token is given, not written
         name = word
@@ -125,4 +125,4 @@ def written(asked: Given) -> tuple[Given, dict[str, TargetLike]]:
     if not targets:
         raise TargetError(f"{asked.sourced.name!r} writes nothing here")
     inputs = {**asked.inputs, "decoder_input_ids": ids[:, :-1]}
-    return Given(asked.sourced, inputs, asked.picture, asked.image, asked.seconds), targets
+    return replace(asked, inputs=inputs), targets

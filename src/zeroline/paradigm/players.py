@@ -16,7 +16,7 @@ from zeroline.baseline import Baseline, mask_token, pad_token, unknown_token
 from zeroline.errors import InputError, NotFoundError, UsageError
 from zeroline.model.families import patches_of
 from zeroline.model.inputs import Inputs
-from zeroline.model.words import whole_words
+from zeroline.model.words import words_of
 from zeroline.reasoning import Player
 
 Box = tuple[float, float, float, float]
@@ -37,7 +37,7 @@ def words(
     if input not in inputs:
         raise NotFoundError.among("input", input, inputs)
     ids = inputs[input][0].tolist()
-    found = whole_words(tokenizer.convert_ids_to_tokens(ids), tokenizer.all_special_tokens)
+    found = words_of(tokenizer, ids)
     if chosen is not None:
         known = [word.lower() for word, _ in found]
         for word in chosen:

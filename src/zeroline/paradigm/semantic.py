@@ -221,7 +221,7 @@ def _by_target(
     each = list(found.values())
     first = each[0]
     _refuse_unknown(words, first.by_source, Inputs.of(model, inputs))
-    stream, tokens = _named(columns) if columns is not None else (_column_stream(first.calls, first.tokens, first.by_source), None)
+    stream, tokens = _named(columns) if columns is not None else (_column_stream(model, first.tokens, first.by_source), None)
     if stream not in first.by_source:
         raise NotFoundError.among("stream", stream, first.by_source)
     total = first.by_source[stream].shape[1]
@@ -258,10 +258,13 @@ def _refuse_unknown(words: Mapping[str, Sequence[str]], streams: Iterable[str], 
             raise NotFoundError.among("stream", name, streams, "words= names streams")
 
 
-def _column_stream(calls: Sequence[tuple[str, str]], lies: Mapping[str, Tokens], sources: Mapping[str, Tensor]) -> str:
+def _column_stream(model: nn.Module, lies: Mapping[str, Tokens], sources: Mapping[str, Tensor]) -> str:
+    """The picture; else the model's main input; else what has the most tokens."""
     gridded = [name for name in sources if lies[name].grid is not None]
     if len(gridded) == 1:
         return gridded[0]
+    if getattr(model, "main_input_name", None) in sources:
+        return str(model.main_input_name)
     largest = sorted(sources, key=lambda name: -sources[name].shape[1])
     return largest[0]
 

@@ -136,6 +136,7 @@ def _left_out(one: Attribution, view: View) -> str:
 
 def save(drawn: Any, path: str | Path) -> None:
     """Write a PNG, or an SVG where the name ends so, to a temporary name, then rename."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.text import Text
@@ -146,7 +147,8 @@ def save(drawn: Any, path: str | Path) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     try:
         if path.suffix == ".svg":
-            FigureCanvasSVG(drawn).print_figure(temporary, format="svg", metadata={"Creator": "zeroline", "Date": None})
+            with rc_context({"svg.hashsalt": "zeroline"}):  # the same figure, the same file
+                FigureCanvasSVG(drawn).print_figure(temporary, format="svg", metadata={"Creator": "zeroline", "Date": None})
         else:
             FigureCanvasAgg(drawn).print_figure(temporary, format="png", metadata={"Software": "zeroline"})
         temporary.replace(path)

@@ -61,6 +61,11 @@ def caption(record: Grounding, shown: int) -> str:
     )
 
 
+def _percent(share: float) -> str:
+    """Two digits: 100%, 67%, 2.4%, 0.013%."""
+    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
+
+
 def _many(targets: tuple[str, ...]) -> str:
     return targets[0] if len(targets) == 1 else f"{len(targets)} targets"
 
@@ -83,7 +88,7 @@ def _photographs(part: Any, record: Grounding, rows: list[int], picture: Picture
         blank(axis)
         axis.imshow(overlaid(Source("", "", maps[row], maps[row], picture=picture), height, width, float(np.abs(maps[row]).max()) or 1.0))
         axis.set_title(begin(record.row_words[row], 22), fontsize=10, fontweight="bold")
-        axis.set_xlabel(f"{100 * float(np.abs(maps[row]).sum()) / total:.2g}% of all", fontsize=8)
+        axis.set_xlabel(f"{_percent(float(np.abs(maps[row]).sum()) / total)} of all", fontsize=8)
     scale = ": red for, blue against" if signed else ""
     part.suptitle(f"the image once per row (each with a colour scale of its own{scale})", fontsize=9, x=0.01, ha="left")
 
@@ -139,7 +144,7 @@ def _matrix(axis: Any, record: Grounding, rows: list[int], seconds: float | None
     if record.row_stream:
         total = float(np.abs(record.coupling[0].double().cpu().numpy()).sum()) or 1.0
         shares = axis.secondary_yaxis("right")
-        shares.set_yticks(np.arange(len(rows)) + 0.5, [f"{100 * float(np.abs(row).sum()) / total:.2g}%" for row in whole], fontsize=8)
+        shares.set_yticks(np.arange(len(rows)) + 0.5, [_percent(float(np.abs(row).sum()) / total) for row in whole], fontsize=8)
     silent = float(np.abs(whole[:, shown_columns:]).sum() / max(float(np.abs(whole).sum()), 1e-300))
     beyond = f"; {silent:.0%} of all relevance lies on what is padded behind the sound" if shown_columns < columns else ""
     axis.set_title(f"each row with a colour scale of its own{beyond}", fontsize=9, loc="left")

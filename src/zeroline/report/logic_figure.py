@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from zeroline.maths.coalitions import members
 from zeroline.reasoning import Logic
 from zeroline.report.figure import Picture
-from zeroline.report.panels import blank
+from zeroline.report.panels import begin, blank
 
 MOST = 14  # dividends that are drawn
+NAME, ASKED, READ = 28, 72, 300  # letters of a player's name, of a question, of a reading
 FOR, AGAINST, OTHER = "#b2182b", "#2166ac", "#9a9a9a"
 Places = Mapping[str, NDArray[np.bool_]]
 
@@ -28,7 +29,7 @@ def figure(logic: Logic, *, sample: int = 0, picture: Picture | None = None, pla
 
     one = logic.sample(sample)
     drawn = Figure(figsize=(12.5, 3.6 + 0.3 * len(one.players)), dpi=130, facecolor="white", layout="constrained")
-    drawn.suptitle(fill(one.reading[0], 100), fontsize=13, fontweight="bold")
+    drawn.suptitle(fill(begin(one.reading[0], READ), 100), fontsize=13, fontweight="bold")
     with_picture = picture is not None and bool(places)
     columns = ([2.2] if with_picture else []) + [1.6, 6]
     grid = drawn.add_gridspec(2, len(columns), width_ratios=columns, height_ratios=(3.2, 0.3 * len(one.players) + 0.3))
@@ -39,7 +40,7 @@ def figure(logic: Logic, *, sample: int = 0, picture: Picture | None = None, pla
     _bars(bars, one, shown, asked, instead)
     _dots(dots, one, shown)
     _shapley(drawn.add_subplot(grid[1, -2]), one)
-    drawn.supxlabel(fill(caption(one), 150), fontsize=9)
+    drawn.supxlabel(fill(begin(caption(one), 2 * READ), 150), fontsize=9)
     return drawn
 
 
@@ -73,7 +74,11 @@ def _bars(axis: Any, one: Logic, shown: list[int], asked: str, instead: str) -> 
 
         other = [float(one.instead._dividends[c][0]) for c in shown]
         axis.bar(place + 0.2, other, width, color=OTHER)
-        axis.legend(handles=[Patch(color=FOR, label=asked or "asked"), Patch(color=OTHER, label=instead or "instead")], fontsize=8, frameon=False)
+        axis.legend(
+            handles=[Patch(color=FOR, label=begin(asked, ASKED) or "asked"), Patch(color=OTHER, label=begin(instead, ASKED) or "instead")],
+            fontsize=8,
+            frameon=False,
+        )
     if len(shown) <= 8 and one.instead is None:
         for x, value in zip(place, values):
             axis.annotate(f"{value:+.2g}", (x, value), ha="center", va="bottom" if value >= 0 else "top", fontsize=8)
@@ -107,12 +112,12 @@ def _dots(axis: Any, one: Logic, shown: list[int]) -> None:
 
 def _shapley(axis: Any, one: Logic) -> None:
     values = one.shapley[0].tolist()
-    spread = None if one.half_width is None else one.half_width[0].tolist()
+    spread = None if one.half_width is None or one.exact else one.half_width[0].tolist()
     spread = None if spread is None else [0.0 if np.isinf(w) else w for w in spread]
     axis.barh(range(len(values)), values, 0.6, xerr=spread, color=[FOR if v >= 0 else AGAINST for v in values], error_kw={"linewidth": 0.8})
     axis.axvline(0, color="black", linewidth=0.6)
     axis.set_ylim(len(values) - 0.5, -0.5)
-    axis.set_yticks(range(len(values)), one.players, fontsize=9)
+    axis.set_yticks(range(len(values)), [begin(name, NAME) for name in one.players], fontsize=9)
     axis.tick_params(axis="x", labelsize=7)
     axis.set_xlabel("Shapley value", fontsize=8)
     for side in ("top", "right", "left"):
@@ -128,12 +133,13 @@ def _regions(axis: Any, picture: Picture, places: Places, asked: str) -> None:
     colours = colormaps["tab10"]
     for number, (name, place) in enumerate(places.items()):
         colour = colours(number % 10)
-        grown = np.kron(np.asarray(place, dtype=float), np.ones((height // place.shape[0] or 1, width // place.shape[1] or 1)))
+        rows_, columns_ = (np.arange(n) * own // n for n, own in zip((height, width), place.shape))
+        grown = np.asarray(place, dtype=float)[rows_][:, columns_]
         grown = np.pad(grown, 1)  # so that an outline closes at the border
         axis.contour(np.arange(-1, grown.shape[1] - 1), np.arange(-1, grown.shape[0] - 1), grown, [0.5], colors=[colour], linewidths=2)
         rows, columns = np.nonzero(grown[1:-1, 1:-1])
         label = {"facecolor": colour, "edgecolor": "none", "pad": 1.5}
-        axis.text(columns.min(), rows.min(), name, color="white", fontsize=8, va="top", ha="left", bbox=label)
+        axis.text(columns.min(), rows.min(), begin(name, NAME), color="white", fontsize=8, va="top", ha="left", bbox=label)
     axis.set_xlim(-0.5, width - 0.5)
     axis.set_ylim(height - 0.5, -0.5)
-    axis.set_title(fill(asked, 36), fontsize=9)
+    axis.set_title(fill(begin(asked, ASKED), 36), fontsize=9)
