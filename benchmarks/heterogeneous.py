@@ -200,8 +200,8 @@ def perturbation(model: Any, sets: Mapping[str, Asked], maps: Mapping[str, Mappi
     print(
         "Revised IG points best and brings accuracy down least: with the tenth of the regions that it puts first set to zero the model is still right"
     )
-    print(f"in {tenth[ours]:.0%}, with that of {other} in {tenth[other]:.0%}. It puts nearly everything on a cell or two, and the neighbours, whose")
-    print("features see the same digit, can take over. What was used and what cannot be replaced are two questions.\n")
+    print(f"in {tenth[ours]:.0%}, with that of {other} in {tenth[other]:.0%}. It puts nearly everything on a cell or two. That the neighbours,")
+    print("whose features see the same digit, then take over is our explanation: what was used and what cannot be replaced are two questions.\n")
     print("A caveat: images with holes are not what a model is made for, and a method can score by making inputs strange. This model has seen")
     print("rectangles of zeros in training, which makes it a little fairer here than elsewhere.\n")
 

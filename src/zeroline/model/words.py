@@ -37,8 +37,9 @@ def whole_words(
 ) -> list[tuple[str, tuple[int, ...]]]:
     """The words of a text with the numbers of the tokens that make them, in order; special tokens left out.
 
-    ``string`` makes text of tokens (``tokenizer.convert_tokens_to_string``): a token goes on with a word where no space comes between. Marks count too:
-    "##" goes on with a word (WordPiece) and "</w>" ends one; "\u0120" and "\u2581" begin one. Where nothing says so every token is a word.
+    ``string`` makes text of tokens (``tokenizer.convert_tokens_to_string``): a token goes on with a word where no space comes between. Marks
+    count too: "##" goes on with a word (WordPiece) and "</w>" ends one; "\u0120" and "\u2581" begin one. Where nothing says so every token is
+    a word.
 
     >>> whole_words(["[CLS]", "ber", "##lin", "?", "[SEP]"], ["[CLS]", "[SEP]"])
     [('berlin', (1, 2)), ('?', (3,))]
