@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from zeroline import records
-from zeroline.errors import LoadError, SiteError, UsageError
+from zeroline.errors import LoadError, SiteError
 
 FORMAT = 2
 UNDEFINED = "the difference is within the rounding of the two outputs: the target does not tell x from this baseline"
@@ -138,17 +137,15 @@ class Attribution:
     def sample(self, index: int) -> Attribution:
         """The record of one sample of the batch (shapes keep a batch of 1)."""
         size = len(self.output)
-        if not -size <= index < size:
-            raise UsageError(f"sample {index} asked; the record has {size}")
+        pick = records.picked(index, size)
         index %= size
-        pick = slice(index, index + 1)
         cut: dict[str, Any] = {name: figure[pick] for name in _PER_SAMPLE if (figure := getattr(self, name)) is not None}
         parts, budget = ({name: part[pick] for name, part in of.items()} for of in (self.parts, self.budget))
         return replace(self, parts=parts, budget=budget, target=self.target[pick], stopped=self.stopped[pick], **cut)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the values, as JSON types."""
-        figures = {name: _numbers(getattr(self, name)) for name in _PER_SAMPLE}
+        figures = {name: records.numbers(getattr(self, name)) for name in _PER_SAMPLE}
         return {
             "format": FORMAT,
             "method": self.method,
@@ -156,13 +153,13 @@ class Attribution:
             "site": self.site,
             "baseline": self.baseline,
             **figures,
-            "difference": _numbers(self.difference),
-            "total": _numbers(self.total),
-            "error": _numbers(self.error),
-            "relative_error": _numbers(self.relative_error),
+            "difference": records.numbers(self.difference),
+            "total": records.numbers(self.total),
+            "error": records.numbers(self.error),
+            "relative_error": records.numbers(self.relative_error),
             "relative_error_reason": self.relative_error_reason,
-            "reference_gap": _numbers(self.reference_gap),
-            "budget": {name: _numbers(part) for name, part in self.budget.items()},
+            "reference_gap": records.numbers(self.reference_gap),
+            "budget": {name: records.numbers(part) for name, part in self.budget.items()},
             "forward_passes": self.forward_passes,
             "is_cut": self.is_cut,
             "resolution": self.resolution,
@@ -250,8 +247,7 @@ class Attribution:
         return f"{head}\n{body}{more}"
 
     def _repr_html_(self) -> str:
-        lines = "".join(f"<tr><th style='text-align:left'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in self.rows())
-        return f"<table><caption>Attribution by {escape(self.method)}</caption>{lines}</table>"
+        return records.as_html(f"Attribution by {self.method}", self.rows())
 
 
 _PER_SAMPLE = (
@@ -271,10 +267,3 @@ def rounding(resolution: float, *outputs: Tensor) -> Tensor:
     """A few units in the last place of the largest of the outputs, per sample: what cannot be told apart."""
     largest = torch.stack([output.abs() for output in outputs]).amax(0)
     return _UNITS * resolution * largest
-
-
-def _numbers(figure: Tensor | None) -> list[float | int | None] | None:
-    """JSON numbers: NaN, which JSON lacks, becomes None."""
-    if figure is None:
-        return None
-    return [None if number != number else number for number in figure.tolist()]

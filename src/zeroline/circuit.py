@@ -20,7 +20,7 @@ from torch import Tensor
 
 from zeroline import records
 from zeroline.comparison import aligned
-from zeroline.errors import LoadError, UsageError
+from zeroline.errors import LoadError
 from zeroline.maths.rank import spearman
 
 FORMAT = 1
@@ -134,9 +134,7 @@ class Mechanism:
     def sample(self, index: int) -> Mechanism:
         """The record of one sample of the batch (a batch of 1)."""
         size = len(self.output)
-        if not -size <= index < size:
-            raise UsageError(f"sample {index} asked; the record has {size}")
-        pick = slice(index % size, index % size + 1)
+        pick = records.picked(index, size)
         return replace(self, **{name: getattr(self, name)[pick] for name in (*_TENSORS, "target", "readout")})
 
     def table(self, sample: int = 0) -> list[tuple[str, ...]]:
@@ -179,6 +177,8 @@ class Mechanism:
             if not math.isnan(rho):
                 lines.append((f"relevance and effect, {kind or 'all'}", f"Spearman's rho {rho:+.2f}"))
         lines += [(f"fusion in {layer}", f"relevance {flow:.3g}, effect {size:.3g}") for layer, flow, size in self.fusion(sample)]
+        if ranked := self.heads(sample)[:SHOWN]:
+            lines.append(("heads by effect", ", ".join(f"{head} of {name} ({value:+.3g})" for name, head, value in ranked)))
         full = [words for words in self.execution if words.startswith("full:")]
         how = f"{self.evaluations} cuts in {self.forward_passes} forward passes" + (f"; {len(full)} edges in {full[0]}" if full else "")
         return [*lines, ("evaluations", how), ("reading", self.reading(sample))]
@@ -202,14 +202,14 @@ class Mechanism:
                     "cut": list(e.cut),
                     "layer": e.layer,
                     "relevance": self.relevance[:, e.number].tolist(),
-                    "effect": _known(self.effect[:, e.number]),
-                    "head_effect": [_known(each[: e.heads]) for each in self.head_effect[:, e.number]],
+                    "effect": records.numbers(self.effect[:, e.number]),
+                    "head_effect": [records.numbers(each[: e.heads]) for each in self.head_effect[:, e.number]],
                     "execution": self.execution[e.number] if self.execution else "",
                 }
                 for e in self.edges
             ],
-            "rank_correlation": _known(self.rank_correlation()),
-            "rank_correlation_heterogenous": _known(self.rank_correlation(HETEROGENOUS)),
+            "rank_correlation": records.numbers(self.rank_correlation()),
+            "rank_correlation_heterogenous": records.numbers(self.rank_correlation(HETEROGENOUS)),
             "fusion": [[{"layer": a, "relevance": b, "effect": c} for a, b, c in self.fusion(s)] for s in range(size)],
             "reading": [self.reading(s) for s in range(size)],
             "readout": list(self.readout),
@@ -243,20 +243,17 @@ class Mechanism:
 
     def __repr__(self) -> str:
         size = len(self.output)
-        more = f"\n  ... and {size - 1} more samples: .sample(i)" if size > 1 else ""
+        rho = float(self.rank_correlation().nanmean()) if size > 1 else math.nan
+        mean = "" if math.isnan(rho) else f"; Spearman's rho of relevance and effect {rho:+.2f} in the mean over all {size}"
+        more = f"\n  ... and {size - 1} more samples: .sample(i){mean}" if size > 1 else ""
         return f"Mechanism of {len(self.edges)} attentions\n{aligned([HEAD, *self.table()])}\n{aligned(self.rows())}{more}"
 
     def _repr_html_(self) -> str:
         table = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in (HEAD, *self.table()))
-        lines = "".join(f"<tr><th style='text-align:left'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in self.rows())
-        return f"<table><caption>Mechanism</caption>{lines}</table><table>{table}</table>"
+        return f"{records.as_html('Mechanism', self.rows())}<table>{table}</table>"
 
 
 _TENSORS = ("relevance", "effect", "head_effect", "output", "joint")
-
-
-def _known(figures: Tensor) -> list[float | None]:
-    return [None if v != v else v for v in figures.tolist()]
 
 
 def shortest(names: Sequence[str]) -> dict[str, str]:

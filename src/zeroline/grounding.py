@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +107,7 @@ class Grounding:
     def sample(self, index: int) -> Grounding:
         """The record of one sample of the batch (a batch of 1)."""
         size = len(self.matrix)
-        if not -size <= index < size:
-            raise UsageError(f"sample {index} asked; the record has {size}")
-        pick = slice(index % size, index % size + 1)
+        pick = records.picked(index, size)
         own = {name: getattr(self, name)[pick] for name in ("matrix", "direct", "back", "output", "readout")}
         own |= {name: getattr(self, name)[:, pick] for name in ("per_call", "back_per_call")}
         target = self.target[index % size :: size]
@@ -208,8 +205,7 @@ class Grounding:
         return f"Grounding of {self.row_stream or 'targets'} in {self.column_stream}\n{aligned(self.rows())}{more}"
 
     def _repr_html_(self) -> str:
-        lines = "".join(f"<tr><th style='text-align:left'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in self.rows())
-        return f"<table><caption>Grounding of {escape(self.row_stream or 'targets')} in {escape(self.column_stream)}</caption>{lines}</table>"
+        return records.as_html(f"Grounding of {self.row_stream or 'targets'} in {self.column_stream}", self.rows())
 
 
 _TENSORS = ("matrix", "per_call", "direct", "back", "back_per_call", "output")

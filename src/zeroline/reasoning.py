@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from html import escape
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from torch import Tensor
 from zeroline import records
 from zeroline.baseline import Baseline
 from zeroline.comparison import aligned
-from zeroline.errors import LoadError, UsageError
+from zeroline.errors import LoadError
 from zeroline.maths.coalitions import Implicant, dividends, low_order, members, prime_implicants, shapley
 
 FORMAT = 1
@@ -193,9 +191,7 @@ class Logic:
     def sample(self, index: int) -> Logic:
         """The record of one sample of the batch (a batch of 1)."""
         size = len(self.values)
-        if not -size <= index < size:
-            raise UsageError(f"sample {index} asked; the record has {size}")
-        pick = slice(index % size, index % size + 1)
+        pick = records.picked(index, size)
         put = {n: None if (t := getattr(self, n)) is None else t[pick] for n in ("values", "holds", "output", "estimate", "half_width")}
         instead = None if self.instead is None else self.instead.sample(index)
         return replace(self, **put, target=self.target[pick], labels=self.labels[pick], instead=instead)  # type: ignore[arg-type]
@@ -268,7 +264,7 @@ class Logic:
             "exact": self.exact,
             "dividends": [{"players": list(name), "value": d.tolist()} for name, d in self.dividends.items()],
             "shapley": self.shapley.tolist(),
-            "shapley_half_width": None if self.half_width is None else [[None if w == inf else w for w in row] for row in self.half_width.tolist()],
+            "shapley_half_width": None if self.half_width is None else [records.numbers(row) for row in self.half_width],
             "orders": self.orders,
             "threshold": self.threshold,
             "reading": list(self.reading),
@@ -322,8 +318,7 @@ class Logic:
         return f"Logic of {len(self.players)} players\n{aligned(self.rows())}{more}"
 
     def _repr_html_(self) -> str:
-        lines = "".join(f"<tr><th style='text-align:left'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in self.rows())
-        return f"<table><caption>Logic of {len(self.players)} players</caption>{lines}</table>"
+        return records.as_html(f"Logic of {len(self.players)} players", self.rows())
 
 
 _NEEDED = ("coalitions", "values", "holds", "output")

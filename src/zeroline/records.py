@@ -6,7 +6,9 @@ What the tensors and the text mean is the records' own (``attribution``, ``relev
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +45,26 @@ def read(path: str | Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor]
         raise LoadError(f"no file {str(path)!r}") from None
     except (SafetensorError, KeyError, ValueError, OSError) as problem:
         raise LoadError(f"{str(path)!r} is not {what} that zeroline saved ({problem})") from None
+
+
+def picked(index: int, size: int) -> slice:
+    """One of ``size`` samples as a slice; counted from the end where negative. Raises UsageError where there is none."""
+    if not -size <= index < size:
+        raise UsageError(f"sample {index} asked; the record has {size}")
+    return slice(index % size, index % size + 1)
+
+
+def numbers(figures: Tensor | None) -> list[float | int | None] | None:
+    """JSON numbers: NaN and infinity, which JSON lacks, become None."""
+    if figures is None:
+        return None
+    return [number if math.isfinite(number) else None for number in figures.tolist()]
+
+
+def as_html(caption: str, rows: Iterable[tuple[str, str]]) -> str:
+    """(label, value) pairs as a table, for notebooks."""
+    lines = "".join(f"<tr><th style='text-align:left'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows)
+    return f"<table><caption>{escape(caption)}</caption>{lines}</table>"
 
 
 class Packs(Protocol):

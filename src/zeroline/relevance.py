@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +116,7 @@ class Relevance:
     def sample(self, index: int) -> Relevance:
         """The record of one sample of the batch (shapes keep a batch of 1)."""
         size = len(self.output)
-        if not -size <= index < size:
-            raise UsageError(f"sample {index} asked; the record has {size}")
-        pick = slice(index % size, index % size + 1)
+        pick = records.picked(index, size)
         own = {name: r[pick] if len(r) == size else r for name, r in self.by_source.items()}
         calls = {name: r[:, pick] if r.shape[1] == size else r for name, r in self.per_call.items()}
         put = tuple(_of_sample(s, index % size) for s in self.substituted)
@@ -248,8 +245,7 @@ class Relevance:
         return f"Relevance by {self.method}\n{body}{more}"
 
     def _repr_html_(self) -> str:
-        lines = "".join(f"<tr><th style='text-align:left'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in self.rows())
-        return f"<table><caption>Relevance by {escape(self.method)}</caption>{lines}</table>"
+        return records.as_html(f"Relevance by {self.method}", self.rows())
 
 
 def laid(stream: str, count: int, known: Tokens, grid: Any, prefix: Any) -> Tokens:

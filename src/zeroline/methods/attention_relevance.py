@@ -88,7 +88,7 @@ def attention_relevance(
     among("coverage", coverage, COVERAGES)
     among("rule", rule, RULES)
     among("head_fusion", head_fusion, FUSIONS)
-    settings = {"correction": correction, "calls": _plain(calls), "coverage": coverage, "rule": rule, "head_fusion": head_fusion}
+    settings = {"correction": correction, "calls": plain(calls), "coverage": coverage, "rule": rule, "head_fusion": head_fusion}
     settings |= {"guide": kept(guide), "readout": kept(readout)}
     several = isinstance(target, Mapping)
     given: Mapping[str, TargetLike] = target if isinstance(target, Mapping) else {"": target}
@@ -327,8 +327,8 @@ def kept(given: Any) -> Any:
     return given.tolist() if hasattr(given, "tolist") else list(given) if isinstance(given, (list, tuple)) else given
 
 
-def _plain(calls: Any) -> Any:
+def plain(calls: Any) -> Any:
     """A selection of calls as JSON types."""
     if isinstance(calls, (list, tuple, range)):
-        return [_plain(c) for c in calls]
+        return [plain(c) for c in calls]
     return str(calls) if isinstance(calls, slice) else calls

@@ -21,7 +21,7 @@ from zeroline.errors import InputError, NotFoundError, UsageError
 from zeroline.grounding import Grounding
 from zeroline.maths.attention import FUSIONS, fused
 from zeroline.maths.propagation import through
-from zeroline.methods.attention_relevance import COVERAGES, Guide, Sweep, among, attention_relevance, guided, kept, token_lie
+from zeroline.methods.attention_relevance import COVERAGES, Guide, Sweep, among, attention_relevance, guided, kept, plain, token_lie
 from zeroline.model import identity
 from zeroline.model.inputs import Inputs
 from zeroline.model.readout import Given
@@ -82,7 +82,7 @@ def ground(
     if rule != "graph":
         raise UsageError(f"rule={rule!r} was given; grounding follows paths, which the graph rule alone has")
     asked = target_of(model, inputs, target)
-    settings = {"correction": correction, "calls": _plain(calls), "coverage": coverage, "head_fusion": head_fusion}
+    settings = {"correction": correction, "calls": plain(calls), "coverage": coverage, "head_fusion": head_fusion}
     settings |= {"guide": kept(guide), "readout": kept(readout)}
     with followed(model, inputs) as pass_:
         records = pass_.calls()
@@ -356,8 +356,3 @@ def _numbers(tokens: Sequence[int] | None, total: int, stream: str) -> tuple[int
 def _is_ids(pass_: Followed, name: str) -> bool:
     given = pass_.inputs.tensors.get(name.partition("#")[0])
     return given is not None and not given.is_floating_point()
-
-
-def _plain(calls: Any) -> Any:
-    """A selection of calls as JSON types."""
-    return [_plain(one) for one in calls] if isinstance(calls, (list, tuple, range)) else str(calls) if isinstance(calls, slice) else calls
