@@ -234,7 +234,9 @@ def test_figures_in_words_are_those_of_the_record():
 def test_it_prints_the_first_sample_and_how_many_more_there_are():
     found = record()
     assert repr(found).startswith("Mechanism of 5 attentions\n")
-    assert repr(found).endswith("... and 1 more samples: .sample(i)")
+    mean = float(found.rank_correlation().mean())
+    assert repr(found).endswith(f"... and 1 more samples: .sample(i); Spearman's rho of relevance and effect {mean:+.2f} in the mean over all 2")
+    assert dict(found.rows())["heads by effect"].count(" of ") == 3
     assert "more samples" not in repr(found.sample(1))
     assert all(name in repr(found) for name in NAMES)
     html = record(target=("<b>", "&"), edges=(edge(0, name="<i>"), *(edge(n) for n in range(1, 5))))._repr_html_()
