@@ -220,7 +220,7 @@ def token(token_id: int, *, keep: Iterable[int] = (), name: str | None = None) -
 
 
 def mask_token(tokenizer: Any) -> Baseline:
-    """The text with every word replaced by the tokenizer's mask token; special tokens stay."""
+    """The text with every word replaced by the tokenizer's mask token; special tokens stay (an unknown token stands for a word)."""
     return _special(tokenizer, "mask")
 
 
@@ -385,7 +385,8 @@ def _special(tokenizer: Any, which: str) -> Baseline:
         having = ", ".join(name for name, known in special.items() if known is not None) or "none of mask, pad, unk"
         raise BaselineError(f"the tokenizer has no {which} token; it has {having}; zl.baseline.token(id, keep=...) takes any")
     name = f"{getattr(tokenizer, f'{which}_token', which)} for every word"
-    return token(number, keep=tokenizer.all_special_ids, name=name)
+    unknown = {special["unk"]} - {getattr(tokenizer, f"{one}_token_id", None) for one in ("bos", "eos", "cls", "sep", "pad")}  # a word all the same
+    return token(number, keep=[id for id in tokenizer.all_special_ids if id not in unknown], name=name)
 
 
 def _named(name: str, at: At, usual: At = "site") -> str:

@@ -19,6 +19,7 @@ from zeroline.relevance import Tokens
 from zeroline.report import figure, grounding_figure, logic_figure, mechanism_figure
 
 ODD = "$x_{1$ costs 5$ & <b> \\frac " + "very " * 40 + "long"
+GREY_PICTURE = np.full((8, 8, 3), 0.5, np.float32)
 RED, BLUE, GREY = "#b2182b", "#2166ac", "#9a9a9a"
 
 
@@ -229,7 +230,7 @@ def test_only_regions_are_outlined_on_the_photograph_where_they_are():
     assert [to_hex(text.get_bbox_patch().get_facecolor()) for text in axis.texts] == colours
 
 
-@pytest.mark.parametrize("given", [{}, {"picture": np.zeros((8, 8, 3), np.float32)}, {"places": {"a": half(8, 8, "left")}}])
+@pytest.mark.parametrize("given", [{}, {"picture": GREY_PICTURE}, {"places": {"a": half(8, 8, "left")}}, {"picture": GREY_PICTURE, "places": {}}])
 def test_without_picture_or_places_there_is_no_photograph(given):
     drawn = logic_figure.figure(game(3), **given)
     assert len(drawn.axes) == 3

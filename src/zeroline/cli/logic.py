@@ -107,6 +107,8 @@ def _players(asked: Given, kind: str | None, words: str | None, regions: str | N
         if kind != SOURCES or words is not None or regions is not None or region:
             raise UsageError(f"--players {kind!r} was given; it is {SOURCES}, and goes without --words, --regions and --region")
         return None
+    if words is not None and not words.strip(", "):
+        raise UsageError("--words is empty; name words, as in 'color, seven', or write none")
     found: list[Player] = []
     if "input_ids" in asked.inputs and asked.sourced.tokenizer is not None and words != "none":
         named = None if words is None else [word.strip() for word in words.split(",") if word.strip()]

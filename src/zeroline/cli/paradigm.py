@@ -58,6 +58,10 @@ class Given:
         """What stands for absent words (mask, else unknown, else padding token) and for an absent picture."""
         from zeroline.baseline import by_name
 
+        if image.partition("(")[0].strip() in ("mean_of", "distribution"):
+            raise UsageError(
+                f"--baseline {image!r} was given; here it is one that needs no folder: zeros, black, mean, blur(8), constant(0.5), noise(0)"
+            )
         found: dict[str, BaselineLike] = {}
         for name, tensor in Inputs.of(self.sourced.model, self.inputs).tensors.items():
             if tensor.is_floating_point():

@@ -93,4 +93,7 @@ def _by_spaces(pieces: Sequence[str], special: Sequence[str], string: Callable[[
 def words_of(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
     """The words of ids, with the numbers of their tokens; markers left out, words that the tokenizer does not know kept."""
     markers = [token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token]
-    return whole_words([str(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids))], markers, tokenizer.convert_tokens_to_string)
+    kind = type(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)).__name__
+    by_spaces = kind in ("BPE", "Unigram")  # WordPiece's own text has signs joined to words, and its marks say everything
+    pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids))]
+    return whole_words(pieces, markers, tokenizer.convert_tokens_to_string if by_spaces else None)

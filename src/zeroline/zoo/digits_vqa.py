@@ -2,8 +2,8 @@
 
 Holds the architecture, the vocabulary and the region features. As with the published LXMERT (Tan & Bansal 2019) a detector, here
 digits-detr, turns the photograph into regions first: 64 cells of an 8 x 8 grid, each with its own pixels (192 numbers), the map of the
-frozen detector's convolutions there (64 numbers) and its box. Not what the detector's attention makes of that: it would bring every region
-into every other, and a region's features should be of that region.
+frozen detector's convolutions there (64 numbers) and its box. Not what the detector's attention makes of that, which brings every region into
+every other; the convolutions reach far too (83 pixels), with less and less weight.
 """
 
 from __future__ import annotations
