@@ -135,6 +135,8 @@ class Grounding:
                 ("relevance of columns", f"{float(self.relevance[sample].sum()):.4g} = {float(matrix.sum()):.4g} through rows + {past:.4g} past them")
             )
             lines.append(("relevance of rows", f"{float(self.back[sample].sum()):.4g} through columns"))
+        if not bool(both.any()):
+            lines.append(("note", "no relevance passes between rows and columns: for this target they meet in no attention"))
         order = both.abs().sum(1).argsort(descending=True)[:SHOWN].tolist()
         for i in sorted(order):
             best = int(both[i].abs().argmax())

@@ -683,3 +683,13 @@ def test_training_mode_with_dropout_is_refused():
     model = nn.Sequential(nn.Dropout(0.5), toys.OneStream())
     with pytest.raises(ModelStateError, match="eval"):
         zl.ground(model.double(), torch.randn(2, 5, 8).double(), target=1, rows=("x", [0]), columns=("x", [1]))
+
+
+def test_two_towers_that_never_meet_have_no_grounding_and_it_is_said():
+    _, model, inputs, target = toys.family("CLIP")
+    pairs = {name: tensor[: len(inputs["pixel_values"])] for name, tensor in inputs.items()}
+    found = zl.ground(model, pairs, target=zl.target.output(lambda o: o.logits_per_image.diagonal(), "pairs"))
+    assert not bool(found.coupling.any())
+    assert "meet in no attention" in dict(found.rows())["note"]
+    _, model, inputs, target = toys.family("LXMERT")
+    assert "note" not in dict(zl.ground(model, inputs, target=target).rows())
