@@ -622,3 +622,18 @@ def test_many_attentions_are_numbered_and_few_are_named():
     assert [text.get_text() for text in drawn.axes[3].get_xticklabels()] == [str(n) for n in range(41)]
     drawn = mechanism_figure.figure(circuit([("words", "image")] * 40))
     assert drawn.axes[3].get_xticklabels()[39].get_text() == "layers.39.attention"
+
+
+def test_a_map_per_attention_shows_what_passed_there_in_both_directions():
+    record = grounded(torch.rand(1, 3, 4), grid=(2, 2))
+    generator = torch.Generator().manual_seed(0)
+    calls = {"per_call": torch.rand(3, 1, 3, 4, generator=generator), "back_per_call": torch.rand(3, 1, 3, 4, generator=generator)}
+    calls["per_call"][1], calls["back_per_call"][1] = 0, 0  # nothing passed at the second
+    record = replace(record, **calls, calls=("block.0.att", "block.1.att", "block.2.att"))
+    drawn = grounding_figure.figure(record)
+    strips = [axis for axis in drawn.axes if axis.images and axis.get_title().startswith("block.")]
+    assert [axis.get_title().partition("\n")[0] for axis in strips] == ["block.0.att", "block.2.att"]
+    both = (calls["per_call"] + calls["back_per_call"])[:, 0].sum(1).view(3, 2, 2)
+    for axis, call in zip(strips, (0, 2)):
+        assert np.allclose(axis.images[0].get_array(), both[call].numpy())
+        assert float(axis.get_title().partition("\n")[2].rstrip("%")) == pytest.approx(100 * float(both[call].sum() / both.sum()), abs=1)

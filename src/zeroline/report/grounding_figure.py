@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zeroline.circuit import shortest
 from zeroline.grounding import Grounding
 from zeroline.report.figure import COLOURS, Picture
-from zeroline.report.panels import begin, blank
+from zeroline.report.panels import begin, blank, short
 from zeroline.report.relevance_figure import POSITIVE, Source, overlaid, shade, word_limit
 
 PER_LINE = 8  # photographs in a line
@@ -32,13 +33,15 @@ def figure(one: Grounding, *, sample: int = 0, picture: Picture | None = None, s
     rows = _strongest(record)
     head = f"What grounds what: {_many(record.target)} ({record.settings.get('correction', '')} correction)"
     if record.gridded:
-        lines = -(-len(rows) // PER_LINE)
-        regions = _regions(record) if record.row_stream else []
-        drawn = Figure(figsize=(1.65 * PER_LINE, 1.0 + 1.95 * lines + 0.42 * len(regions)), dpi=130, facecolor="white", layout="constrained")
-        parts = drawn.subfigures(1 + bool(regions), 1, height_ratios=[1.95 * lines, *([0.42 * len(regions) + 0.1] if regions else [])], squeeze=False)
-        _photographs(parts[0, 0], record, rows, picture)
+        regions, calls = (_regions(record), _calls(record)) if record.row_stream else ([], [])
+        heights = [1.95 * -(-len(rows) // PER_LINE), *([0.42 * len(regions) + 0.1] if regions else []), *([1.5] if calls else [])]
+        drawn = Figure(figsize=(1.65 * PER_LINE, 1.0 + sum(heights)), dpi=130, facecolor="white", layout="constrained")
+        parts = list(drawn.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+        _photographs(parts.pop(0), record, rows, picture)
         if regions:
-            _words(parts[1, 0], record, rows, regions)
+            _words(parts.pop(0), record, rows, regions)
+        if calls:
+            _by_call(parts.pop(0), record, calls)
     else:
         drawn = Figure(figsize=(12.5, 1.8 + 0.3 * len(rows)), dpi=130, facecolor="white", layout="constrained")
         _matrix(drawn.subplots(), record, rows, seconds, sound)
@@ -91,6 +94,27 @@ def _photographs(part: Any, record: Grounding, rows: list[int], picture: Picture
         axis.set_xlabel(f"{_percent(float(np.abs(maps[row]).sum()) / total)} of all", fontsize=8)
     scale = ": red for, blue against" if signed else ""
     part.suptitle(f"the image once per row (each with a colour scale of its own{scale})", fontsize=9, x=0.01, ha="left")
+
+
+def _calls(record: Grounding) -> list[int]:
+    """The calls at which most passed, in their order."""
+    size = (record.per_call + record.back_per_call)[:, 0].double().abs().sum((1, 2))
+    return sorted(int(c) for c in size.argsort(descending=True)[:PER_LINE] if size[c] > 0)
+
+
+def _by_call(part: Any, record: Grounding, calls: list[int]) -> None:
+    """A map per attention: what passed there between all rows and each region."""
+    maps = (record.grid("per_call") + record.grid("back_per_call"))[:, 0].double().sum(1).cpu().numpy()
+    limit, signed = float(np.abs(maps).max()) or 1.0, bool((maps < 0).any())
+    total = float(np.abs(maps).sum()) or 1.0
+    names = shortest(list(record.calls))
+    for axis in (axes := part.subplots(1, PER_LINE, squeeze=False)[0]):
+        axis.axis("off")
+    for axis, call in zip(axes, calls):
+        colours = COLOURS if signed else POSITIVE
+        axis.imshow(maps[call], cmap=colours, vmin=-limit if signed else 0, vmax=limit, interpolation="nearest")
+        axis.set_title(f"{short(names[record.calls[call]], 36)}\n{_percent(float(np.abs(maps[call]).sum()) / total)}", fontsize=6)
+    part.suptitle(f"what passed at each attention, all rows together (one colour scale, up to {limit:.2g})", fontsize=9, x=0.01, ha="left")
 
 
 def _regions(record: Grounding) -> list[int]:
