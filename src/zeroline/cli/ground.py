@@ -13,7 +13,7 @@ from zeroline.cli import show
 from zeroline.cli.options import AsJson, Calls, Grid, ModelName, Prefix, TargetText, TrustRemoteCode
 from zeroline.cli.paradigm import Audio, Correction, Given, ImageOrNone, Passage, Text, given, target_of, writes, written
 from zeroline.cli.reading import grid_of
-from zeroline.detection import COORDINATES, detections
+from zeroline.detection import detections
 from zeroline.errors import TargetError
 from zeroline.model.inputs import Inputs
 from zeroline.paradigm import ground as by_paths
@@ -86,7 +86,7 @@ def of_detections(asked: Given) -> dict[str, TargetLike]:
     targets: dict[str, TargetLike] = {}
     for query, name in found:
         targets[f"{name} (query {query})"] = detection(query)
-        targets |= {f"{name} ({query}), {side}": box(query, side) for side in SIDES if side in COORDINATES}
+        targets |= {f"{name} ({query}), {side}": box(query, side) for side in SIDES}
     return targets
 
 

@@ -17,16 +17,14 @@ from zeroline.cli import show
 from zeroline.cli.options import AsJson, ModelName, TargetText, TrustRemoteCode
 from zeroline.cli.paradigm import Audio, Given, ImageOrNone, Passage, Text, given, target_of
 from zeroline.cli.reading import grid_of
-from zeroline.cli.sources import open_mask
+from zeroline.cli.sources import image_only, open_mask, read_box
 from zeroline.errors import UsageError
 from zeroline.model.inputs import Inputs
-from zeroline.model.loading import Loaded
 from zeroline.model.words import words_of
 from zeroline.paradigm import logic as by_coalitions
 from zeroline.paradigm import players as make
 from zeroline.reasoning import Player
 from zeroline.report import logic_figure
-from zeroline.target import whole_number
 
 SOURCES = "sources"
 USUAL_GRID = "2x2"
@@ -119,7 +117,7 @@ def _players(asked: Given, kind: str | None, words: str | None, regions: str | N
         if regions is not None or region:
             raise UsageError(f"--regions was given, and {asked.sourced.name!r} reads no image here")
         return found or None
-    boxes = dict(_region(one, asked) for one in region)
+    boxes = dict(_region(one, asked.image) for one in region)
     if len(boxes) < len(region):
         raise UsageError("two regions have one name")
     if regions is not None or not region:
@@ -137,20 +135,16 @@ def _as_seen(player: Player, region: list[str], asked: Given) -> Player:
     text = next((one for one in region if one.partition("=")[0].strip() == player.name), None)
     if text is None or asked.image is None or asked.inputs[player.input].ndim != 4:
         return player
-    loaded = Loaded(asked.sourced.name, asked.sourced.model, lambda image: asked.sourced.prepare(image, asked.text), asked.sourced.labels)
-    return replace(player, where=open_mask(loaded, None, text.partition("=")[2], asked.image))
+    return replace(player, where=open_mask(image_only(asked.sourced, asked.text), None, text.partition("=")[2], asked.image))
 
 
-def _region(text: str, asked: Given) -> tuple[str, make.Box]:
+def _region(text: str, image: Any) -> tuple[str, make.Box]:
     name, equals, box = text.partition("=")
-    sides = [number for part in box.split(",") if (number := whole_number(part)) is not None]
-    if not equals or not name.strip() or len(sides) != 4 or box.count(",") != 3:
-        raise UsageError(f"cannot read --region {text!r}; write NAME=LEFT,TOP,RIGHT,BOTTOM in pixels")
-    width, height = (asked.image.width, asked.image.height) if asked.image is not None else (1, 1)
-    left, top, right, bottom = sides
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise UsageError(f"the region {text} is not within the image of {width} x {height}")
-    return name.strip(), (left / width, top / height, right / width, bottom / height)
+    unreadable = f"cannot read --region {text!r}; write NAME=LEFT,TOP,RIGHT,BOTTOM in pixels"
+    if not equals or not name.strip():
+        raise UsageError(unreadable)
+    left, top, right, bottom = read_box(box, image, unreadable, f"the region {text}")
+    return name.strip(), (left / image.width, top / image.height, right / image.width, bottom / image.height)
 
 
 def _place(player: Player, asked: Given) -> np.ndarray:

@@ -207,17 +207,23 @@ def _drawn(mask: Path | None, box: str | None, image: Any) -> Any | None:
         if drawn.size != image.size:
             raise UsageError(f"the mask {str(mask)!r} is {drawn.width} x {drawn.height}; the image is {image.width} x {image.height}")
     elif box is not None:
-        sides = [number for part in box.split(",") if (number := whole_number(part)) is not None]
-        if len(sides) != 4 or box.count(",") != 3:
-            raise UsageError(f"cannot read --box {box!r}; write LEFT,TOP,RIGHT,BOTTOM in pixels")
-        left, top, right, bottom = sides
-        if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
-            raise UsageError(f"the box {box} is not within the image of {image.width} x {image.height}")
+        left, top, right, bottom = read_box(box, image, f"cannot read --box {box!r}; write LEFT,TOP,RIGHT,BOTTOM in pixels", f"the box {box}")
         drawn = Image.new("RGB", image.size)
         ImageDraw.Draw(drawn).rectangle((left, top, right - 1, bottom - 1), fill="white")
     else:
         return None
     return drawn
+
+
+def read_box(text: str, image: Any, unreadable: str, called: str) -> tuple[int, int, int, int]:
+    """``LEFT,TOP,RIGHT,BOTTOM`` in an image's pixels; where it is none the error says ``unreadable``, where it is outside it is ``called`` so."""
+    sides = [number for part in text.split(",") if (number := whole_number(part)) is not None]
+    if len(sides) != 4 or text.count(",") != 3:
+        raise UsageError(unreadable)
+    left, top, right, bottom = sides
+    if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
+        raise UsageError(f"{called} is not within the image of {image.width} x {image.height}")
+    return left, top, right, bottom
 
 
 def image_files(folder: Path) -> list[Path]:

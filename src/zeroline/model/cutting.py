@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from zeroline.model.maps import four, laid_out, name_of
 from zeroline.model.memory import MOST_ROWS
 from zeroline.model.places import Place
 from zeroline.model.question import checked, double
-from zeroline.model.suffix import Key, Prefix, Unsound, batch_axes, shapes_of
+from zeroline.model.suffix import Key, Prefix, Shapes, Unsound, batch_axes, shapes_of
 from zeroline.target import Target
 
 FULL, SUFFIX = "full", "suffix"
@@ -82,7 +83,6 @@ class Cutter:
         with under_baselines(), same_draws(self.devices), watched(self.model, inputs, graph=False, replace_output=self._kept(found)) as recording:
             output = recording.output
         self.passes += 1
-        samples = torch.arange(inputs.batch)
         for number, one in found.items():
             if not bool(one.isfinite().all()):
                 where = name_of(self.calls[number])
@@ -90,7 +90,7 @@ class Cutter:
                     f"under the baseline {where} gives NaN or infinity: its softmax is left without keys (a mask that hides all of them);"
                     " give a baseline that leaves some, or call the model with another mask"
                 )
-        return found, double(checked(self.target.read(output, samples), samples, None)).cpu()
+        return found, self._read(output, torch.arange(inputs.batch))
 
     @torch.no_grad()
     def cut(self, number: int, cut: Tensor, heads: Sequence[int | None]) -> Tensor:
@@ -145,8 +145,7 @@ class Cutter:
             output = recording.output
         self.passes += 1
         self.execution[number] = f"{FULL}: all samples share it"
-        samples = torch.arange(self.inputs.batch)
-        return double(checked(self.target.read(output, samples), samples, None)).cpu()
+        return self._read(output, torch.arange(self.inputs.batch))
 
     def _run(self, number: int, cut: Tensor, samples: Tensor, heads: Sequence[int | None], prefix: Prefix | None) -> Tensor:
         if prefix is None and not self.own:
@@ -184,6 +183,10 @@ class Cutter:
         self.passes += 1
         if not reached:
             raise Unsound(f"{name_of(self.calls[number])} is not reached")
+        return self._read(output, samples)
+
+    def _read(self, output: Any, samples: Tensor) -> Tensor:
+        """f [rows]; row r of the output belongs to ``samples[r]``."""
         return double(checked(self.target.read(output, samples), samples, None)).cpu()
 
     def _same_rows(self, number: int, given: Tensor, samples: Tensor) -> None:
@@ -247,12 +250,12 @@ class Cutter:
         """Per module output which dimension of its tensors is the batch, or why none is: a pass with a row more, once per model and shapes."""
         tensors = self.inputs.tensors
         plain = tuple((name, repr(value)) for name, value in self.inputs.named.items() if name not in tensors)
-        rows = self.inputs.batch
-        key = (tuple((n, tuple(t.shape[1:]), t.dtype, not t.ndim or t.shape[0] == rows) for n, t in tensors.items()), plain)
+        batch = self.inputs.batch
+        key = (tuple((n, tuple(t.shape[1:]), t.dtype, not t.ndim or t.shape[0] == batch) for n, t in tensors.items()), plain)
         known = _axes.get(self.model, key)
         if known is not None and everything.outputs.keys() <= known.keys():
             return known
-        batch, shapes = self.inputs.batch, dict[Key, tuple[torch.Size | None, ...]]()
+        shapes: Shapes = {}
         everyone = torch.arange(batch)
         with everything.measured(shapes, everything.modules):
             self.inputs.rows(torch.cat([everyone, everyone[:1]])).call(self.model)
