@@ -222,14 +222,23 @@ class Mechanism:
 
     def save(self, path: str | Path) -> None:
         """Write values and record to one safetensors file (to a temporary name first, then renamed)."""
-        records.write(path, {name: getattr(self, name) for name in _TENSORS}, self.to_dict())
+        records.write(path, *self.packed())
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON types, for a file of one record or of several."""
+        return {name: getattr(self, name) for name in _TENSORS}, self.to_dict()
 
     @classmethod
     def load(cls, path: str | Path) -> Mechanism:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
         record, tensors = records.read(path, "a mechanism")
+        return cls.unpacked(tensors, record, str(path))
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Mechanism:
+        """What ``packed`` gave, as a record again; ``where`` is named in errors."""
         if record.get("kind") != KIND or record.get("format") != FORMAT:
-            raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
+            raise LoadError(f"{where!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
         names = ("number", "name", "kind", "queries", "keys", "heads")
         own: dict[str, Any] = {name: tensors[name] for name in _TENSORS}
         own |= {name: tuple(record[name]) for name in ("target", "readout")}

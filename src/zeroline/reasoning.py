@@ -292,12 +292,17 @@ class Logic:
     def load(cls, path: str | Path) -> Logic:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
         record, tensors = records.read(path, "a logic record")
+        return cls.unpacked(tensors, record, str(path))
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Logic:
+        """What ``packed`` gave, as a record again; ``where`` is named in errors."""
         if record.get("kind") != KIND or record.get("format") != FORMAT:
-            raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
+            raise LoadError(f"{where!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
         try:
             return cls._unpacked(tensors, record)
         except (KeyError, TypeError) as problem:
-            raise LoadError(f"{str(path)!r} is a damaged logic record: it lacks {problem}") from None
+            raise LoadError(f"{where!r} is a damaged logic record: it lacks {problem}") from None
 
     @classmethod
     def _unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Logic:

@@ -9,8 +9,8 @@ from PIL import Image
 import zeroline as zl
 from cli.test_cli import run
 from zeroline import zoo
-from zeroline.cli.reading import read_target
 from zeroline.errors import UsageError
+from zeroline.spelling.reading import read_target
 from zeroline.target import ClassTarget
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 import zeroline as zl
 from zeroline import zoo
 from zeroline.cli import main
-from zeroline.cli.reading import read_epsilon
 from zeroline.errors import UsageError
+from zeroline.spelling.reading import read_epsilon
 
 
 def run(capsys, *arguments):

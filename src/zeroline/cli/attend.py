@@ -14,12 +14,12 @@ from rich.text import Text
 from zeroline.cli import show
 from zeroline.cli.guides import read_guide
 from zeroline.cli.options import AsJson, Calls, Direction, Grid, Guide, ModelName, Prefix, TrustRemoteCode
-from zeroline.cli.reading import grid_of
-from zeroline.cli.sources import image_only, load_sourced, open_image, sources_of, target_for
 from zeroline.methods import attention_relevance
 from zeroline.model.loading import Sourced
 from zeroline.relevance import Relevance
 from zeroline.report import figure, relevance_figure
+from zeroline.spelling.reading import grid_of
+from zeroline.spelling.sources import image_only, load_sourced, open_image, sources_of, target_for
 
 
 def attend(

@@ -16,12 +16,12 @@ from zeroline.audit import HEAD, BaselineAudit
 from zeroline.baseline import Baseline, Distribution
 from zeroline.cli import show
 from zeroline.cli.options import AsJson, ImageFile, ModelName, TargetText, TrustRemoteCode
-from zeroline.cli.reading import read_target
-from zeroline.cli.sources import is_input, load_model, open_image, read_baseline, split
 from zeroline.errors import NotNeutralError, UsageError
 from zeroline.measure import audit_baseline
 from zeroline.model.loading import Loaded
 from zeroline.report import audit_figure
+from zeroline.spelling.reading import read_target
+from zeroline.spelling.sources import is_input, load_model, open_image, read_baseline, split
 
 CANDIDATES = "black, zeros, mean, blur(8), noise(0), neutral(black), neutral(blur(8))"
 

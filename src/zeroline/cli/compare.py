@@ -11,14 +11,14 @@ import typer
 
 from zeroline.cli import show
 from zeroline.cli.options import BASELINES, AsJson, Grid, ImageFile, ModelName, Prefix, TargetText, TrustRemoteCode
-from zeroline.cli.reading import grid_of, read_target
-from zeroline.cli.sources import is_input, load_model, open_image, read_baseline, split
 from zeroline.comparison import Comparison
 from zeroline.errors import InputError
 from zeroline.maths.cam import STAGES
 from zeroline.measure import compare as side_by_side
 from zeroline.measure.compare import DEFAULT
 from zeroline.report import comparison_figure
+from zeroline.spelling.reading import grid_of, read_target
+from zeroline.spelling.sources import is_input, load_model, open_image, read_baseline, split
 
 
 def compare(

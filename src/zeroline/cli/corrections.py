@@ -13,12 +13,12 @@ from rich.text import Text
 from zeroline.cli import show
 from zeroline.cli.guides import read_guide
 from zeroline.cli.options import AsJson, BoxText, Calls, Direction, Grid, Guide, ImageFile, MaskFile, ModelName, Prefix, TrustRemoteCode
-from zeroline.cli.reading import grid_of
-from zeroline.cli.sources import image_only, load_sourced, open_image, open_mask, sources_of, target_for
 from zeroline.corrected import HEAD
 from zeroline.errors import InputError
 from zeroline.measure import corrections as by_correction
 from zeroline.report import corrections_figure
+from zeroline.spelling.reading import grid_of
+from zeroline.spelling.sources import image_only, load_sourced, open_image, open_mask, sources_of, target_for
 
 
 def corrections(

@@ -10,7 +10,7 @@ import typer
 from zeroline import baseline as baselines
 from zeroline.cli import show
 from zeroline.cli.explain import answer
-from zeroline.cli.sources import load_model
+from zeroline.spelling.sources import load_model
 from zeroline.target import top
 
 MODEL = "digits-vit"

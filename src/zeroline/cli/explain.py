@@ -15,11 +15,11 @@ from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline, Distribution
 from zeroline.cli import explain_sources, show
 from zeroline.cli.options import AsJson, BaselineOrNone, Grid, ImageFile, MaxEvaluations, ModelName, Prefix, TargetText, Tolerance, TrustRemoteCode
-from zeroline.cli.reading import grid_of, read_target
-from zeroline.cli.sources import is_input, load_model, load_sourced, open_image, read_baseline
 from zeroline.errors import NotFoundError, UsageError
 from zeroline.methods import CAMS, METHODS, ROUTES
 from zeroline.model.loading import Loaded
+from zeroline.spelling.reading import grid_of, read_target
+from zeroline.spelling.sources import is_input, load_model, load_sourced, open_image, read_baseline
 from zeroline.target import Target
 
 _NO_MAP = ("attention_transfer", "integrated_attention")  # a curve over depth, and maps of maps

@@ -12,8 +12,6 @@ from typing import Any
 
 from zeroline.attribution import Attribution
 from zeroline.cli import attend, show
-from zeroline.cli.reading import read_target, scale_of
-from zeroline.cli.sources import image_only, is_input, read_baseline, sources_of
 from zeroline.errors import UsageError
 from zeroline.methods import METHODS, ROUTES
 from zeroline.model.inputs import Inputs
@@ -23,6 +21,8 @@ from zeroline.relevance import Relevance
 from zeroline.report import figure, relevance_figure, texts_figure
 from zeroline.report.panels import heat_of
 from zeroline.similarity import similarity
+from zeroline.spelling.reading import read_target, scale_of
+from zeroline.spelling.sources import image_only, is_input, read_baseline, sources_of
 from zeroline.target import Target
 
 Found = Attribution | Relevance

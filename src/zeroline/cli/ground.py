@@ -11,13 +11,14 @@ import typer
 
 from zeroline.cli import show
 from zeroline.cli.options import AsJson, Calls, Grid, ModelName, Prefix, TargetText, TrustRemoteCode
-from zeroline.cli.paradigm import Audio, Correction, Given, ImageOrNone, Passage, Text, given, target_of, writes, written
-from zeroline.cli.reading import grid_of
+from zeroline.cli.paradigm import Audio, Correction, Given, ImageOrNone, Passage, Text, given, writes, written
 from zeroline.detection import detections
 from zeroline.errors import TargetError
 from zeroline.model.inputs import Inputs
 from zeroline.paradigm import ground as by_paths
 from zeroline.report import grounding_figure
+from zeroline.spelling.reading import grid_of
+from zeroline.spelling.sources import target_for
 from zeroline.target import TargetLike, box, detection
 
 SIDES = ("left", "top", "right", "bottom")
@@ -52,7 +53,7 @@ def ground(
     elif target == "top" and rows is None and writes(asked):
         asked, wanted = written(asked)
     else:
-        wanted = target_of(asked, target)
+        wanted = target_for(target, asked.sourced)
     with show.results_folder(out):
         found = by_paths(
             asked.sourced.model,

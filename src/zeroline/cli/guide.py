@@ -12,7 +12,6 @@ from rich.text import Text
 
 from zeroline.cli import show
 from zeroline.cli.options import AsJson, ImageFile, ModelName, TrustRemoteCode
-from zeroline.cli.sources import load_model, open_image
 from zeroline.errors import NotFoundError, UsageError
 from zeroline.guidance import HEAD
 from zeroline.guided import Guest
@@ -20,6 +19,7 @@ from zeroline.guided import guide as guided
 from zeroline.model.loading import Loaded
 from zeroline.model.pictures import pixels_of
 from zeroline.report import guidance_figure
+from zeroline.spelling.sources import load_model, open_image
 from zeroline.target import whole_number
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from zeroline.cli.sources import open_mask
 from zeroline.errors import UsageError
 from zeroline.model.inputs import Inputs
 from zeroline.model.loading import Loaded
 from zeroline.model.trace import trace
 from zeroline.relevance import Relevance
+from zeroline.spelling.sources import open_mask
 
 
 def read_guide(text: str | None, loaded: Loaded, inputs: Any, image: Any, grid: tuple[int, int] | None) -> Tensor | None:

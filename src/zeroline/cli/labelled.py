@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeroline.cli.sources import image_only, open_image, open_mask
 from zeroline.errors import InputError, LoadError, NotFoundError, UsageError
 from zeroline.measure import LabelledSet
 from zeroline.model.loading import Sourced
+from zeroline.spelling.sources import image_only, open_image, open_mask
 from zeroline.target import whole_number
 
 

@@ -24,13 +24,13 @@ from zeroline.cli.options import (
     Tolerance,
     TrustRemoteCode,
 )
-from zeroline.cli.reading import grid_of, read_target
-from zeroline.cli.sources import load_model, open_image, open_mask, read_baseline, split
 from zeroline.errors import InputError
 from zeroline.measure import layers as at_layers
 from zeroline.model.blocks import first_site
 from zeroline.model.places import matching
 from zeroline.report import layers_figure
+from zeroline.spelling.reading import grid_of, read_target
+from zeroline.spelling.sources import load_model, open_image, open_mask, read_baseline, split
 
 
 def layers(

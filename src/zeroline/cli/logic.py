@@ -15,9 +15,7 @@ import typer
 from zeroline.baseline import by_name
 from zeroline.cli import show
 from zeroline.cli.options import AsJson, ModelName, TargetText, TrustRemoteCode
-from zeroline.cli.paradigm import Audio, Given, ImageOrNone, Passage, Text, given, target_of
-from zeroline.cli.reading import grid_of
-from zeroline.cli.sources import image_only, open_mask, read_box
+from zeroline.cli.paradigm import Audio, Given, ImageOrNone, Passage, Text, given
 from zeroline.errors import UsageError
 from zeroline.model.inputs import Inputs
 from zeroline.model.words import words_of
@@ -25,6 +23,8 @@ from zeroline.paradigm import logic as by_coalitions
 from zeroline.paradigm import players as make
 from zeroline.reasoning import Player
 from zeroline.report import logic_figure
+from zeroline.spelling.reading import grid_of
+from zeroline.spelling.sources import image_only, open_mask, read_box, target_for
 
 SOURCES = "sources"
 USUAL_GRID = "2x2"
@@ -63,7 +63,7 @@ def logic(
             found = by_coalitions(
                 asked.sourced.model,
                 asked.inputs,
-                target=target_of(asked, target),
+                target=target_for(target, asked.sourced),
                 players=chosen,
                 baseline=asked.baselines(baseline),
                 threshold=_threshold(threshold),

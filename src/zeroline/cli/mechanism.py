@@ -13,9 +13,10 @@ from rich.text import Text as Styled
 from zeroline.circuit import HEAD
 from zeroline.cli import show
 from zeroline.cli.options import AsJson, Calls, ModelName, TargetText, TrustRemoteCode
-from zeroline.cli.paradigm import Audio, Correction, ImageOrNone, Passage, Text, given, target_of
+from zeroline.cli.paradigm import Audio, Correction, ImageOrNone, Passage, Text, given
 from zeroline.paradigm import mechanism as by_cutting
 from zeroline.report import mechanism_figure
+from zeroline.spelling.sources import target_for
 
 
 def mechanism(
@@ -41,7 +42,7 @@ def mechanism(
             found = by_cutting(
                 asked.sourced.model,
                 asked.inputs,
-                target=target_of(asked, target),
+                target=target_for(target, asked.sourced),
                 baseline=asked.baselines(baseline),
                 calls=show.calls_of(calls),
                 heads=heads,

@@ -16,7 +16,6 @@ import typer
 
 from zeroline.baseline import BaselineLike
 from zeroline.cli import show
-from zeroline.cli.sources import load_sourced, open_image, sources_of, target_for
 from zeroline.errors import TargetError, UsageError
 from zeroline.model.audio import read_audio
 from zeroline.model.inputs import Inputs
@@ -24,6 +23,7 @@ from zeroline.model.loading import Sourced
 from zeroline.model.words import words_of
 from zeroline.paradigm.players import missing_word
 from zeroline.report.figure import Picture
+from zeroline.spelling.sources import load_sourced, open_image, sources_of
 from zeroline.target import TargetLike, sequence
 
 ImageOrNone = Annotated[Path | None, typer.Argument(help="The image file; left out for models that read none.")]
@@ -94,13 +94,6 @@ def given(model: str, image: Path | None, text: str | None, passage: str | None,
     if picture is None and opened is not None:
         picture = np.asarray(opened, dtype=np.float32) / np.float32(255)
     return Given(sourced, inputs, picture, opened, text)
-
-
-def target_of(asked: Given, text: str) -> TargetLike:
-    """``--target``; of a detector, "top" is its surest detection."""
-    from zeroline.target import detection
-
-    return detection("top") if asked.sourced.is_detector and text == "top" else target_for(text, asked.sourced)
 
 
 def writes(asked: Given) -> bool:

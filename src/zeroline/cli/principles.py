@@ -13,12 +13,12 @@ from zeroline.baseline import by_name
 from zeroline.cli import show
 from zeroline.cli.labelled import labelled
 from zeroline.cli.options import AsJson, ModelName, TrustRemoteCode
-from zeroline.cli.sources import load_sourced, scheme_of, split
 from zeroline.errors import UsageError
 from zeroline.measure import check_principles
 from zeroline.methods import METHODS, ROUTES, check_options
 from zeroline.principles import Principles
 from zeroline.report import figure, principles_figure
+from zeroline.spelling.sources import load_sourced, scheme_of, split
 
 DEFAULT = ["grad_eclip", "attention_eclip(weights=attention)", "attention_relevance"]
 

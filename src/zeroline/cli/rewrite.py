@@ -10,10 +10,10 @@ import typer
 
 from zeroline.cli import show
 from zeroline.cli.options import AsJson, BoxText, ImageFile, MaskFile, ModelName, TrustRemoteCode
-from zeroline.cli.reading import read_epsilon
-from zeroline.cli.sources import load_model, open_as_is, place_on
 from zeroline.guided import rewrite as rewritten
 from zeroline.report import figure, rewriting_figure
+from zeroline.spelling.reading import read_epsilon
+from zeroline.spelling.sources import load_model, open_as_is, place_on
 from zeroline.target import whole_number
 
 

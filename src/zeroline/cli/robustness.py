@@ -12,11 +12,11 @@ from rich.text import Text
 
 from zeroline.cli import show
 from zeroline.cli.options import AsJson, TrustRemoteCode
-from zeroline.cli.reading import read_epsilon
-from zeroline.cli.sources import image_files, load_model, open_as_is
 from zeroline.errors import LoadError, UsageError
 from zeroline.guided import robustness as measured
 from zeroline.report import figure, robustness_figure
+from zeroline.spelling.reading import read_epsilon
+from zeroline.spelling.sources import image_files, load_model, open_as_is
 from zeroline.target import whole_number
 from zeroline.thresholds import HEAD, SUMMARY, Robustness
 

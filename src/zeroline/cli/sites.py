@@ -12,8 +12,8 @@ from rich.text import Text
 
 from zeroline.cli import show
 from zeroline.cli.options import TrustRemoteCode
-from zeroline.cli.sources import load_sourced, open_image, stand_in
 from zeroline.model.listing import sites as list_sites
+from zeroline.spelling.sources import load_sourced, open_image, stand_in
 
 
 def sites(

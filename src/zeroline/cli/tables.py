@@ -7,8 +7,8 @@ import inspect
 from rich.table import Table
 
 from zeroline.cli import show
-from zeroline.cli.sources import SCHEMES
 from zeroline.methods import METHODS, ROUTES
+from zeroline.spelling.sources import SCHEMES
 
 _COMMON = {"model", "inputs", "target", "site", "progress"}
 

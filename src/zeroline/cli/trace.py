@@ -10,10 +10,10 @@ from rich.table import Table
 
 from zeroline.cli import show
 from zeroline.cli.options import TrustRemoteCode
-from zeroline.cli.sources import load_sourced, open_image, stand_in
 from zeroline.errors import NotFoundError
 from zeroline.model.trace import HEAD
 from zeroline.model.trace import trace as trace_model
+from zeroline.spelling.sources import load_sourced, open_image, stand_in
 
 FORMATS = ("table", "json", "mermaid")
 

@@ -6,21 +6,21 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
 from zeroline import baseline as baselines
 from zeroline.baseline import Baseline, Distribution
-from zeroline.cli.reading import read_target, scale_of
 from zeroline.errors import LoadError, NotFoundError, UsageError
 from zeroline.model.loading import Loaded, Sourced, any_from_hub, from_hub, from_timm
 from zeroline.model.pictures import eight_bit, place_seen, raw_pixels
 from zeroline.similarity import similarity
-from zeroline.target import Target, top_token, whole_number
+from zeroline.spelling.reading import read_target, scale_of
+from zeroline.target import Target, detection, top_token, whole_number
 
 _WHOLE = ("1", "L", "P")  # modes that are wholly kept in RGB
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SCHEMES = {
     "zoo": "zoo:NAME, a model that ships with zeroline (no network)",
     "hf": "hf:ID or hf:FOLDER, an image classifier from the Hugging Face hub, its cache, or a folder",
@@ -74,13 +74,18 @@ def stand_in(sourced: Sourced, image: Any | None, text: str | None) -> tuple[Any
 
 
 def target_for(text: str, sourced: Sourced) -> Target:
-    """The target of ``--target``: of a model that writes words, "top" is the token that it would write next; of a dual encoder, a similarity."""
+    """The target of ``--target``: of a model that writes words, "top" is the token that it would write next; of a dual encoder, a similarity;
+
+    of a detector "top" is its surest detection.
+    """
     if sourced.predicts_tokens:
         if text != "top":
             raise UsageError(f"{sourced.name!r} predicts tokens: --target top is possible here; in Python, zl.target.token(id, position)")
         return top_token()
     if sourced.is_dual_encoder:
         return similarity(scale=scale_of(text))
+    if sourced.is_detector and text == "top":
+        return detection("top")
     return read_target(text, sourced.labels)
 
 
@@ -126,19 +131,24 @@ def open_image(path: Path) -> Any:
 
 def open_as_is(path: Path) -> Any:
     """A PIL image in the mode of its file, read completely."""
-    from PIL import Image, UnidentifiedImageError
-
     if not path.exists():
         near = sorted(p.name for p in path.parent.glob("*.png")) if path.parent.is_dir() else []
         raise NotFoundError.among("image file", str(path), near) if near else NotFoundError(f"no image file {str(path)!r}")
     if path.is_dir():
         raise NotFoundError(f"{str(path)!r} is a folder; give one image file")
+    return read_image(path, str(path))
+
+
+def read_image(file: Path | BinaryIO, called: str) -> Any:
+    """A PIL image in the mode of its file, read completely; ``called`` names it in the error."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.load()
             return image
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as problem:
-        raise LoadError(f"cannot read {str(path)!r} as an image: {problem}") from None
+        raise LoadError(f"cannot read {called!r} as an image: {problem}") from None
 
 
 def is_input(site: str | None) -> bool:
@@ -198,20 +208,23 @@ def place_on(mask: Path | None, box: str | None, image: Any) -> Tensor | None:
 
 def _drawn(mask: Path | None, box: str | None, image: Any) -> Any | None:
     """A mask image, or a box in white on black, of the image's size."""
-    from PIL import Image, ImageDraw
-
     if mask is not None and box is not None:
         raise UsageError("--mask and --box were both given; give one")
     if mask is not None:
         drawn: Any = open_image(mask)
         if drawn.size != image.size:
             raise UsageError(f"the mask {str(mask)!r} is {drawn.width} x {drawn.height}; the image is {image.width} x {image.height}")
-    elif box is not None:
-        left, top, right, bottom = read_box(box, image, f"cannot read --box {box!r}; write LEFT,TOP,RIGHT,BOTTOM in pixels", f"the box {box}")
-        drawn = Image.new("RGB", image.size)
-        ImageDraw.Draw(drawn).rectangle((left, top, right - 1, bottom - 1), fill="white")
-    else:
-        return None
+        return drawn
+    return None if box is None else drawn_box(box, image)
+
+
+def drawn_box(box: str, image: Any) -> Any:
+    """LEFT,TOP,RIGHT,BOTTOM in white on black, of the image's size."""
+    from PIL import Image, ImageDraw
+
+    left, top, right, bottom = read_box(box, image, f"cannot read the box {box!r}; write LEFT,TOP,RIGHT,BOTTOM in pixels", f"the box {box}")
+    drawn = Image.new("RGB", image.size)
+    ImageDraw.Draw(drawn).rectangle((left, top, right - 1, bottom - 1), fill="white")
     return drawn
 
 
@@ -230,9 +243,9 @@ def image_files(folder: Path) -> list[Path]:
     """The image files of a folder, sorted by name."""
     if not folder.is_dir():
         raise NotFoundError(f"no folder {str(folder)!r}; a set of images is a folder of image files")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not found:
-        raise UsageError(f"the folder {str(folder)!r} holds no image ({', '.join(_SUFFIXES)}): an empty set has no mean and nothing to draw")
+        raise UsageError(f"the folder {str(folder)!r} holds no image ({', '.join(SUFFIXES)}): an empty set has no mean and nothing to draw")
     return found
 
 

@@ -1,0 +1,286 @@
+"""One model, and examples explained with it: what every engine calls, batch by batch.
+
+Holds ``Explainer``. A batch that fails is halved until the examples that fail stand alone; one that does not fit into memory is halved for good.
+Nothing here writes files or knows how many machines there are.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from zeroline.baseline import Baseline, BaselineLike, by_name
+from zeroline.errors import InputError, TargetError, UsageError, ZerolineError
+from zeroline.maths import evidence
+from zeroline.methods import METHODS, ROUTES
+from zeroline.model.identity import model_class, weights_hash
+from zeroline.model.inputs import Inputs
+from zeroline.model.loading import Loaded, Sourced
+from zeroline.model.memory import Meter, rows_that_fit
+from zeroline.model.preprocessing import preprocessing_of
+from zeroline.paradigm import ground, logic, mechanism
+from zeroline.paradigm import players as make
+from zeroline.scale.columns import Layout, Row
+from zeroline.scale.job import LABEL, PLAYERS, Job, settings_hash
+from zeroline.scale.maps import maps_of
+from zeroline.scale.prepare import Failure, Prepared, Preparer, Ready, by_shape
+from zeroline.scale.source import Source
+from zeroline.spelling.reading import grid_of
+from zeroline.spelling.sources import is_input, load_sourced, read_baseline, target_for
+from zeroline.target import Target, logit
+
+KEPT_GRADIENTS = 64  # path points whose gradients an example is taken to keep, for the size of a batch
+RAGGED_CHUNK = 4  # batches that are prepared together where shapes differ, so that equal ones meet
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """What came of some examples: their rows, those that failed, how many were done before and have not changed."""
+
+    table: pa.Table | None
+    failures: tuple[Failure, ...] = ()
+    unchanged: int = 0
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a run must know before it begins: who explains, how large batches are and how many examples are prepared together, and the columns."""
+
+    model_id: str
+    name: str
+    batch: int
+    chunk: int
+    layout: Layout
+
+
+class Explainer:
+    """A job with its model loaded. ``batch`` is how many examples share a pass; it shrinks where memory runs out."""
+
+    def __init__(self, job: Job, source: Source) -> None:
+        self._job = job
+        self._sourced, self._device = _loaded(job)
+        self._dtype = getattr(torch, job.dtype)
+        self._preparer = Preparer(self._sourced, source)
+        self._examples, self._has_places = len(source), source.has_places
+        self._baseline = self._measured_from()
+        self._settings = settings_hash(job.settings())
+        self._model_id = f"{model_class(self._sourced.model)}@{weights_hash(self._sourced.model)()}"
+        self.batch = 1
+        self.layout: Layout | None = None
+
+    def survey(self, batch: int | None = None, layout: Layout | None = None) -> Survey:
+        """Explain one example to learn the columns and what a batch costs, unless ``batch`` and ``layout`` are known from before.
+
+        Raises what is wrong with the first example, the one in the middle and the last, where none of the three can be explained.
+        """
+        if batch is None or layout is None:
+            ready, row = self._first()
+            layout = layout or Layout.of(row, fixed=self._preparer.is_fixed(ready), keep=self._job.keep)
+            batch = batch or self._batch_that_fits(ready)
+        self.batch, self.layout = batch, layout
+        return Survey(self._model_id, self._sourced.name, batch, batch * (1 if layout.is_fixed else RAGGED_CHUNK), layout)
+
+    def prepared(self, start: int, stop: int, known: Mapping[str, str | None]) -> Prepared:
+        """The inputs of the examples ``start`` to ``stop`` but for those ``known``; may run beside ``finished``."""
+        return self._preparer.prepared(start, stop, known)
+
+    def finished(self, prepared: Prepared) -> Finished:
+        """Records of prepared examples as rows, those of one shape in batches."""
+        assert self.layout is not None  # survey() comes first
+        rows, failed = [], list(prepared.failures)
+        for group in by_shape(prepared.ready):
+            while group:
+                now, group = group[: self.batch], group[self.batch :]
+                found, wrong = self._explained(now)
+                rows += found
+                failed += wrong
+        rows.sort(key=lambda row: int(row.example["number"]))
+        return Finished(self.layout.table(rows) if rows else None, tuple(failed), prepared.unchanged)
+
+    def _first(self) -> tuple[Ready, Row]:
+        problem: Exception | None = None
+        for number in dict.fromkeys((0, self._examples // 2, self._examples - 1)):
+            try:
+                ready = self._preparer.one(number)
+                return ready, self._rows([ready])[0]
+            except Exception as found:
+                problem = problem or found
+        assert problem is not None
+        if isinstance(problem, ZerolineError):
+            raise problem
+        raise InputError(f"no example could be explained with {self._sourced.name!r}: {type(problem).__name__}: {problem}") from problem
+
+    def _explained(self, ready: Sequence[Ready]) -> tuple[list[Row], list[Failure]]:
+        """Rows of a batch; halved where it fails, for good where memory runs out."""
+        try:
+            rows = self._rows(ready)
+            if self.layout is not None:
+                for row in rows:
+                    self.layout.check(row)
+            return rows, []
+        except Exception as problem:
+            short = _out_of_memory(problem)
+            if len(ready) == 1:
+                before = "out of memory with one example in a batch: " if short else ""
+                return [], [Failure.of(ready[0].example, ready[0].content_hash, "explain", problem, before)]
+        half = (len(ready) + 1) // 2
+        if short:
+            self.batch = min(self.batch, half)
+            gc.collect()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+        parts = [self._explained(part) for part in (ready[:half], ready[half:])]
+        return [row for rows, _ in parts for row in rows], [failure for _, wrong in parts for failure in wrong]
+
+    def _rows(self, ready: Sequence[Ready]) -> list[Row]:
+        """The method on one batch; its record taken apart."""
+        started = time.perf_counter()
+        inputs = _joined([one.inputs for one in ready], self._device, self._dtype)
+        found = self._ask(inputs, self._target(ready), len(ready))
+        maps = maps_of(self._sourced.model, inputs, found, self._job.grid, self._job.prefix)
+        run = {
+            "settings_hash": self._settings,
+            "model_hash": self._model_id.rpartition("@")[2],
+            "method": self._job.method,
+            "seconds": (time.perf_counter() - started) / len(ready),
+            "batch": len(ready),
+        }
+        rows = []
+        for number, one in enumerate(ready):
+            told = {name: value for name, value in asdict(one.example).items() if name not in ("mask", "box")}
+            map_ = None if maps is None else maps[number]
+            rows.append(Row({**told, "content_hash": one.content_hash}, run, found.sample(number), map_, self._evidence(map_, one.mask)))
+        return rows
+
+    def _evidence(self, map_: Tensor | None, mask: Tensor | None) -> Mapping[str, float | None] | None:
+        """Of a map the positive share inside the object, whether its largest value is there, and what chance gives."""
+        if not self._has_places:
+            return None
+        if map_ is None or mask is None or not bool(mask.any()):
+            return {}
+        shares = {name: float(getattr(evidence, name)(map_[None], mask[None])[0]) for name in ("inside", "pointing", "chance")}
+        return {name: None if share != share else share for name, share in shares.items()}
+
+    def _target(self, ready: Sequence[Ready]) -> Target:
+        asked = self._job.target
+        if not isinstance(asked, str):
+            return asked
+        return logit([self._class(one) for one in ready]) if asked == LABEL else target_for(asked, self._sourced)
+
+    def _class(self, one: Ready) -> int | str:
+        label = (one.example.label or "").strip()
+        if not label:
+            raise TargetError("the target is the label, and the example has none")
+        by_name = {name.lower(): index for name, index in self._sourced.labels.items()}
+        return by_name.get(label.lower(), int(label) if label.isdecimal() else label)
+
+    def _ask(self, inputs: Any, target: Target, count: int) -> Any:
+        job, model = self._job, self._sourced.model
+        options = dict(job.options)
+        if job.grid is not None or job.prefix is not None:
+            options |= {"grid": job.grid, "prefix": job.prefix}
+        if job.method in METHODS:
+            return METHODS[job.method](model, inputs, target=target, site=job.site, baseline=self._baseline, **options)
+        if job.method in ROUTES:
+            return ROUTES[job.method](model, inputs, target=target, **options)
+        if job.method == "ground":
+            return ground(model, inputs, target=target, **options)
+        absent = self._absent(inputs)
+        if job.method == "mechanism":
+            return mechanism(model, inputs, target=target, baseline=absent, **options)
+        kind, regions = options.pop("players", PLAYERS[0]), options.pop("regions", "2x2")
+        if kind != "sources" and count > 1:
+            raise InputError("words and regions play one example at a time")  # so the batch is halved until it is one
+        players = None if kind == "sources" else self._players(inputs, kind, regions)
+        return logic(model, inputs, target=target, players=players, baseline=absent, **options)
+
+    def _absent(self, inputs: Any) -> dict[str, BaselineLike]:
+        """What stands for absent words (the tokenizer's mask, else unknown, else padding token), and for an absent picture."""
+        found: dict[str, BaselineLike] = {}
+        for name, tensor in Inputs.of(self._sourced.model, inputs).tensors.items():
+            if tensor.is_floating_point():
+                assert self._baseline is not None  # the job has one for these methods
+                found[name] = self._baseline
+            elif self._sourced.tokenizer is not None and tensor.ndim == 2:
+                found[name] = make.missing_word(self._sourced.tokenizer)
+        return found
+
+    def _players(self, inputs: Any, kind: str, regions: str) -> list[Any]:
+        found: list[Any] = []
+        if "words" in kind and self._sourced.tokenizer is not None:
+            found += make.words(inputs, self._sourced.tokenizer)
+        if "regions" in kind and "image" in self._sourced.reads:
+            assert isinstance(self._baseline, Baseline)
+            found += make.regions(self._sourced.model, inputs, make.grid(*(grid_of(regions) or (2, 2))), baseline=self._baseline)
+        return found
+
+    def _measured_from(self) -> BaselineLike | None:
+        asked = self._job.measured_from
+        if not isinstance(asked, str):
+            return asked
+        if self._job.method not in METHODS:
+            return by_name(asked)
+
+        def preprocess(image: Any) -> Any:
+            return _joined([self._sourced.prepare(image, None)], self._device, self._dtype)
+
+        placed = Loaded(self._sourced.name, self._sourced.model, preprocess, self._sourced.labels)
+        return read_baseline(asked, placed, at_input=is_input(self._job.site))
+
+    def _batch_that_fits(self, ready: Ready) -> int:
+        """Rows that free memory holds, by what one pass keeps for gradients and what a path keeps of them."""
+        model = self._sourced.model
+        inputs = Inputs.of(model, _joined([ready.inputs], self._device, self._dtype))
+        meter = Meter(model.parameters())
+        with torch.enable_grad(), meter.running():
+            inputs.with_values({name: t.detach().clone().requires_grad_() for name, t in inputs.floating().items()}).call(model)
+        return rows_that_fit(meter.bytes + KEPT_GRADIENTS * sum(t.nbytes for t in inputs.floating().values()), self._device)
+
+
+def _loaded(job: Job) -> tuple[Sourced, torch.device]:
+    """The model on its device; one that was given as a module stays where it is."""
+    if isinstance(job.model, (Sourced, nn.Module)):
+        sourced = job.model if isinstance(job.model, Sourced) else _of_module(job.model, job)
+        return sourced, next((p.device for p in sourced.model.parameters()), torch.device("cpu"))
+    there = torch.cuda.is_available()
+    device = torch.device(("cuda" if there else "cpu") if job.device == "auto" else job.device)
+    if device.type == "cuda" and not there:
+        raise UsageError(f"device {job.device!r} was asked; torch sees no GPU here")
+    sourced = load_sourced(job.model, trust_remote_code=job.trust_remote_code)
+    sourced.model.to(device, getattr(torch, job.dtype))
+    return sourced, device
+
+
+def _of_module(model: nn.Module, job: Job) -> Sourced:
+    preprocess = job.preprocess or preprocessing_of(model)
+    labels = {str(name): int(number) for number, name in (getattr(getattr(model, "config", None), "id2label", None) or {}).items()}
+    return Sourced(type(model).__name__, model, lambda image, _: preprocess(image), labels)
+
+
+def _joined(parts: Sequence[Any], device: torch.device, dtype: torch.dtype) -> Any:
+    """Batches of one as one batch, on the device; floating-point inputs in ``dtype``."""
+
+    def tensor(values: Sequence[Any]) -> Any:
+        if not isinstance(values[0], Tensor):
+            return values[0]
+        found = torch.cat(list(values)) if len(values) > 1 else values[0]
+        return found.to(device, dtype) if found.is_floating_point() else found.to(device)
+
+    first = parts[0]
+    if isinstance(first, Mapping):
+        return {name: tensor([part[name] for part in parts]) for name in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(tensor(values) for values in zip(*parts))
+    return tensor(parts)
+
+
+def _out_of_memory(problem: Exception) -> bool:
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(problem, (MemoryError, torch.OutOfMemoryError)) or any(word in str(problem).lower() for word in words)
