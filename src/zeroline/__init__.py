@@ -15,7 +15,7 @@ Importing zeroline loads torch and the standard library only; ``zl.zoo`` loads w
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from zeroline import baseline, errors, site, target
 from zeroline.attribution import Attribution
@@ -67,6 +67,13 @@ from zeroline.similarity import similarity
 from zeroline.target import contrast, logit, top
 from zeroline.thresholds import Robustness
 
+if TYPE_CHECKING:
+    from zeroline.scale import Run as Run
+    from zeroline.scale import open_run as open_run
+    from zeroline.scale import run as run
+    from zeroline.scale import summarize as summarize
+    from zeroline.summary import Summary as Summary
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -89,6 +96,8 @@ __all__ = [
     "Relevance",
     "Rewriting",
     "Robustness",
+    "Run",
+    "Summary",
     "attention_eclip",
     "attention_relevance",
     "attention_transfer",
@@ -116,14 +125,17 @@ __all__ = [
     "logit",
     "mechanism",
     "odam",
+    "open_run",
     "players",
     "replaced",
     "rewrite",
     "robustness",
     "rollout",
+    "run",
     "similarity",
     "site",
     "sites",
+    "summarize",
     "target",
     "taylor",
     "top",
@@ -132,7 +144,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+# what needs more than torch is loaded when it is first asked for
+_LATER = {**dict.fromkeys(("Run", "open_run", "run", "summarize"), "zeroline.scale"), "Summary": "zeroline.summary"}
+
+
+def __getattr__(name: str) -> Any:
     if name == "zoo":
         return importlib.import_module("zeroline.zoo")
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'zeroline' has no attribute {name!r}")

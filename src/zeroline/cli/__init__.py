@@ -25,7 +25,9 @@ from zeroline.cli import (
     principles,
     rewrite,
     robustness,
+    run,
     sites,
+    summarize,
     tables,
     trace,
 )
@@ -52,6 +54,8 @@ app.command()(logic.logic)
 app.command()(rewrite.rewrite)
 app.command()(robustness.robustness)
 app.command()(principles.principles)
+app.command()(run.run)
+app.command()(summarize.summarize)
 app.command()(demo.demo)
 app.command()(sites.sites)
 app.command()(trace.trace)

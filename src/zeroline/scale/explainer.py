@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline, BaselineLike, by_name
 from zeroline.errors import InputError, TargetError, UsageError, ZerolineError
 from zeroline.maths import evidence
@@ -145,15 +146,16 @@ class Explainer:
         inputs = _joined([one.inputs for one in ready], self._device, self._dtype)
         found = self._ask(inputs, self._target(ready), len(ready))
         maps = maps_of(self._sourced.model, inputs, found, self._job.grid, self._job.prefix)
-        run = {
+        told_of_all = {
             "settings_hash": self._settings,
             "model_hash": self._model_id.rpartition("@")[2],
             "method": self._job.method,
-            "seconds": (time.perf_counter() - started) / len(ready),
             "batch": len(ready),
         }
+        seconds = _shared_out(time.perf_counter() - started, found, len(ready))
         rows = []
         for number, one in enumerate(ready):
+            run = {**told_of_all, "seconds": seconds[number]}
             told = {name: value for name, value in asdict(one.example).items() if name not in ("mask", "box")}
             map_ = None if maps is None else maps[number]
             rows.append(Row({**told, "content_hash": one.content_hash}, run, found.sample(number), map_, self._evidence(map_, one.mask)))
@@ -279,6 +281,14 @@ def _joined(parts: Sequence[Any], device: torch.device, dtype: torch.dtype) -> A
     if isinstance(first, (tuple, list)):
         return tuple(tensor(values) for values in zip(*parts))
     return tensor(parts)
+
+
+def _shared_out(seconds: float, found: Any, count: int) -> list[float]:
+    """A batch's seconds over its examples, by their gradient evaluations where they differ."""
+    if not isinstance(found, Attribution):
+        return [seconds / count] * count
+    evaluations = found.evaluations.double().cpu().clamp_min(1)
+    return (seconds * evaluations / evaluations.sum()).tolist()
 
 
 def _out_of_memory(problem: Exception) -> bool:

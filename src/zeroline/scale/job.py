@@ -108,10 +108,10 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def differences(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+def differences(kept: Mapping[str, Any], asked: Mapping[str, Any], called: tuple[str, str] = ("there", "asked")) -> list[str]:
     """What differs between two settings, in words."""
     names = dict.fromkeys((*kept, *asked))
-    return [f"{name}: {kept.get(name)!r} there, {asked.get(name)!r} asked" for name in names if kept.get(name) != asked.get(name)]
+    return [f"{name}: {kept.get(name)!r} {called[0]}, {asked.get(name)!r} {called[1]}" for name in names if kept.get(name) != asked.get(name)]
 
 
 def read_options(given: Sequence[str]) -> dict[str, Any]:
