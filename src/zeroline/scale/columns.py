@@ -31,6 +31,7 @@ KEEPS = ("values", "map", "figures")
 _TEXT, _REAL, _WHOLE, _TRUTH = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 _SHAPE = ".shape"  # of a column of lists: the column with the shapes
 _MAP = "map"
+_UNEVEN = "substituted/"  # tensors that hold another number of rows for every example
 
 
 @dataclass(frozen=True)
@@ -157,22 +158,25 @@ class Layout:
     evidence: bool
 
     @classmethod
-    def of(cls, row: Row, *, fixed: bool, keep: str) -> Layout:
-        """The layout of a run whose first record this is. ``fixed``: every example gives the same shapes. ``keep``: values, map or figures."""
+    def of(cls, row: Row, *, fixed: bool, fixed_map: bool, keep: str) -> Layout:
+        """The layout of a run whose first record this is.
+
+        ``fixed``: every example gives the same shapes; ``fixed_map``: the same map at least. ``keep``: values, map or figures.
+        """
         kind = kind_of(row.record)
-        tensors = {name: t for name, t in row.record.packed()[0].items() if not _is_figure(t)}
+        tensors = {name: t for name, t in row.record.packed()[0].items() if not _is_figure(name, t)}
         values = [name for name in tensors if name.startswith("values/")]
 
         def array(name: str, tensor: Tensor) -> Array:
             axis = KINDS[kind].axis(name)
             axis = axis if axis is not None and tensor.shape[axis] == 1 else None
             shape = tuple(tensor.squeeze(axis).shape if axis is not None else tensor.shape)
-            ragged = not fixed or name.startswith("substituted/")
+            ragged = not fixed or name.startswith(_UNEVEN)
             column = "values" if values == [name] else name.replace("/", ".")
             return Array(name, column, axis, str(tensor.dtype).removeprefix("torch."), None if ragged or not shape else shape)
 
         kept = tuple(array(name, tensor) for name, tensor in tensors.items()) if keep == "values" else ()
-        shown = None if row.map is None or keep == "figures" else Array(_MAP, _MAP, None, "float32", tuple(row.map.shape) if fixed else None)
+        shown = None if row.map is None or keep == "figures" else Array(_MAP, _MAP, None, "float32", tuple(row.map.shape) if fixed_map else None)
         return cls(kind, kept, shown, row.evidence is not None)
 
     @property
@@ -204,7 +208,7 @@ class Layout:
         arrays: list[list[np.ndarray[Any, Any]]] = [[] for _ in self._arrays]
         for row in rows:
             tensors, record = row.record.packed()
-            figures = {name: t for name, t in tensors.items() if _is_figure(t)}
+            figures = {name: t for name, t in tensors.items() if _is_figure(name, t)}
             known = {**row.example, **row.run, **_figures(kind, row.record), **(row.evidence or {})}
             known["record"] = json.dumps({"record": record, "figures": {name: _written(t) for name, t in figures.items()}})
             for name, column in columns.items():
@@ -224,7 +228,7 @@ class Layout:
         try:
             return KINDS[self.kind].record.unpacked(tensors, kept["record"], where)
         except KeyError as missing:
-            raise LoadError(f"{where}: the run kept no values (keep= values), so there is no whole record; its figures are columns") from missing
+            raise LoadError(f"{where}: the run kept no values, so there is no whole record; its figures are columns") from missing
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for the manifest."""
@@ -264,9 +268,9 @@ def _figures(kind: Kind, record: Any) -> dict[str, Any]:
     return found
 
 
-def _is_figure(tensor: Tensor) -> bool:
+def _is_figure(name: str, tensor: Tensor) -> bool:
     """One number of the sample: it goes into the JSON, not into a column of tensors."""
-    return tensor.shape == (1,)
+    return tensor.shape == (1,) and not name.startswith(_UNEVEN)
 
 
 def _written(tensor: Tensor) -> list[Any]:

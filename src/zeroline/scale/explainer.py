@@ -83,7 +83,8 @@ class Explainer:
         """
         if batch is None or layout is None:
             ready, row = self._first()
-            layout = layout or Layout.of(row, fixed=self._preparer.is_fixed(ready), keep=self._job.keep)
+            one_size = self._preparer.has_one_picture_size(ready)
+            layout = layout or Layout.of(row, fixed=one_size and not self._preparer.reads_text, fixed_map=one_size, keep=self._job.keep)
             batch = batch or self._batch_that_fits(ready)
         self.batch, self.layout = batch, layout
         return Survey(self._model_id, self._sourced.name, batch, batch * (1 if layout.is_fixed else RAGGED_CHUNK), layout)

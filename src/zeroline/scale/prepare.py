@@ -97,17 +97,23 @@ class Preparer:
         pixels = self._pixels(example)
         return self._ready(example, content_hash(example, pixels), pixels)
 
-    def is_fixed(self, ready: Ready) -> bool:
-        """Does every example give inputs of one shape? Asked of pictures of two sizes; texts have lengths."""
-        if "image" not in self._sourced.reads or "text" in self._sourced.reads:
+    def has_one_picture_size(self, ready: Ready) -> bool:
+        """Does every picture give inputs of one shape? Asked of two sizes, with the text of an example."""
+        if "image" not in self._sourced.reads:
             return False
         from PIL import Image
 
         try:
-            other = [shapes_of(self._sourced.prepare(Image.new("RGB", size, "white"), None)) for size in ((64, 96), (200, 120))]
+            text = self._text(ready.example)
+            other = [shapes_of(self._sourced.prepare(Image.new("RGB", size, "white"), text)) for size in ((64, 96), (200, 120))]
         except Exception:  # a processor that wants other pictures: then shapes are not known beforehand
             return False
         return all(shapes == shapes_of(ready.inputs) for shapes in other)
+
+    @property
+    def reads_text(self) -> bool:
+        """Texts have lengths, so that shapes differ."""
+        return "text" in self._sourced.reads
 
     def _pixels(self, example: Example) -> Pixels:
         image = {"image": self._source.pixels(example) if "image" in self._sourced.reads else None}
@@ -115,12 +121,15 @@ class Preparer:
 
     def _ready(self, example: Example, hashed: str, pixels: Pixels) -> Ready:
         image = self._image(example, pixels["image"]) if "image" in self._sourced.reads else None
-        text: Any = None
-        if "text" in self._sourced.reads:
-            if not example.text:
-                raise InputError("there is no text")
-            text = example.text if example.passage is None else (example.text, example.passage)
+        text = self._text(example)
         return Ready(example, hashed, self._sourced.prepare(image, text), self._mask(example, pixels.get("mask"), image, text))
+
+    def _text(self, example: Example) -> Any:
+        if not self.reads_text:
+            return None
+        if not example.text:
+            raise InputError("there is no text")
+        return example.text if example.passage is None else (example.text, example.passage)
 
     def _image(self, example: Example, raw: bytes | None) -> Any:
         if raw is None:
