@@ -21,6 +21,7 @@ from zeroline.errors import UsageError
 from zeroline.scale import Progress
 from zeroline.scale import run as over_source
 from zeroline.scale.job import read_options
+from zeroline.scale.session import FLUSH_SECONDS
 from zeroline.spelling.reading import grid_of
 from zeroline.target import whole_number
 
@@ -52,6 +53,7 @@ def run(
     dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
     max_failures: Annotated[int | None, typer.Option(help="Stop after so many failures. Default: never.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try the failures of earlier sessions again.")] = False,
+    flush_seconds: Annotated[float, typer.Option(help="Write what is finished so often: a run that is killed loses no more.")] = FLUSH_SECONDS,
     json_: Annotated[bool, typer.Option("--json", help="Print a summary of the run as JSON at the end.")] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -84,6 +86,7 @@ def run(
             dtype=dtype,
             max_failures=max_failures,
             retry_failed=retry_failed,
+            flush_seconds=flush_seconds,
             trust_remote_code=trust_remote_code,
             progress=report,
         )

@@ -32,7 +32,7 @@ from zeroline.scale.store import Manifest, Store, now
 from zeroline.target import Target
 
 ENGINES = ("local", "ray")
-FLUSH_SECONDS = 20.0  # what is finished is on the disk after so long, or when a shard is full
+FLUSH_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def run(
     preprocess: Callable[[Any], Any] | None = None,
     max_failures: int | None = None,
     retry_failed: bool = False,
+    flush_seconds: float = FLUSH_SECONDS,
     trust_remote_code: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Run:
@@ -115,6 +116,7 @@ def run(
         device, dtype: where a model that is loaded by name goes, and in what.
         preprocess: from a PIL image to the inputs, for a module that does not say.
         max_failures: stop after so many failures of this session; None never does. ``retry_failed`` takes up those of earlier sessions again.
+        flush_seconds: what is finished is on the disk after so long, or once a shard is full: a run that is killed loses no more.
         progress: called with a ``Progress`` after every batch.
 
     Returns:
@@ -145,7 +147,8 @@ def run(
             store.begin(before or _manifest(job, settings, found, survey))
             if retry_failed:
                 store.retry()
-            _Session(store, engaged, min(len(found), limit or len(found)), max_failures, progress).finish(chunks(len(found), survey.chunk, limit))
+            total = min(len(found), limit or len(found))
+            _Session(store, engaged, total, max_failures, flush_seconds, progress).finish(chunks(len(found), survey.chunk, limit))
         finally:
             engaged.close()
     return open_run(folder)
@@ -154,8 +157,10 @@ def run(
 class _Session:
     """One start of a run, from the first chunk to the last line of the manifest."""
 
-    def __init__(self, store: Store, engine: Engine, total: int, max_failures: int | None, progress: Callable[[Progress], None] | None) -> None:
-        self._store, self._engine, self._total, self._most, self._progress = store, engine, total, max_failures, progress
+    def __init__(
+        self, store: Store, engine: Engine, total: int, most: int | None, flush_seconds: float, progress: Callable[[Progress], None] | None
+    ) -> None:
+        self._store, self._engine, self._total, self._most, self._flush_seconds, self._progress = store, engine, total, most, flush_seconds, progress
         self._started = self._flushed = time.monotonic()
         self._fresh = self._wrong = self._unchanged = 0
         self._stop = threading.Event()
@@ -188,7 +193,7 @@ class _Session:
         self._fresh += 0 if finished.table is None else finished.table.num_rows
         self._wrong += len(finished.failures)
         self._unchanged += finished.unchanged
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+        if time.monotonic() - self._flushed > self._flush_seconds:
             self._store.flush()
             self._flushed = time.monotonic()
         if self._progress is not None:
