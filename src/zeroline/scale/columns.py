@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ class Array:
     def arrays(self, rows: Sequence[np.ndarray[Any, Any]]) -> dict[str, pa.Array]:
         """The columns of several examples."""
         if self.shape is not None:
-            return {self.column: pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(np.stack(rows)))} if math.prod(self.shape) else {}
+            return {self.column: pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(np.stack(rows)))}
         offsets = np.cumsum([0, *(row.size for row in rows)])
         flat = np.concatenate([row.ravel() for row in rows]) if rows else np.empty(0)
         lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, self.number))
@@ -147,6 +148,12 @@ class Row:
     map: Tensor | None = None
     evidence: Mapping[str, float | None] | None = None
 
+    @cached_property
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The record's tensors and JSON types, made once."""
+        tensors, told = self.record.packed()
+        return tensors, told
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -164,14 +171,14 @@ class Layout:
         ``fixed``: every example gives the same shapes; ``fixed_map``: the same map at least. ``keep``: values, map or figures.
         """
         kind = kind_of(row.record)
-        tensors = {name: t for name, t in row.record.packed()[0].items() if not _is_figure(name, t)}
+        tensors = {name: t for name, t in row.packed[0].items() if not _is_figure(name, t)}
         values = [name for name in tensors if name.startswith("values/")]
 
         def array(name: str, tensor: Tensor) -> Array:
             axis = KINDS[kind].axis(name)
             axis = axis if axis is not None and tensor.shape[axis] == 1 else None
             shape = tuple(tensor.squeeze(axis).shape if axis is not None else tensor.shape)
-            ragged = not fixed or name.startswith(_UNEVEN)
+            ragged = not fixed or name.startswith(_UNEVEN) or 0 in shape
             column = "values" if values == [name] else name.replace("/", ".")
             return Array(name, column, axis, str(tensor.dtype).removeprefix("torch."), None if ragged or not shape else shape)
 
@@ -207,9 +214,9 @@ class Layout:
         columns: dict[str, list[Any]] = {name: [] for name in (*EXAMPLE, *RUN, *kind.figures, *(EVIDENCE if self.evidence else ()), "record")}
         arrays: list[list[np.ndarray[Any, Any]]] = [[] for _ in self._arrays]
         for row in rows:
-            tensors, record = row.record.packed()
+            tensors, record = row.packed
             figures = {name: t for name, t in tensors.items() if _is_figure(name, t)}
-            known = {**row.example, **row.run, **_figures(kind, row.record), **(row.evidence or {})}
+            known = {**row.example, **row.run, **_figures(kind, {**record, **figures}), **(row.evidence or {})}
             known["record"] = json.dumps({"record": record, "figures": {name: _written(t) for name, t in figures.items()}})
             for name, column in columns.items():
                 column.append(known.get(name))
@@ -250,21 +257,21 @@ class Layout:
         return cls(found["kind"], tuple(array(one) for one in found["arrays"]), shown, found["evidence"])
 
     def _tensors(self, row: Row) -> list[np.ndarray[Any, Any]]:
-        tensors = dict(row.record.packed()[0]) if self.arrays else {}
+        tensors = dict(row.packed[0])
         if row.map is not None:
             tensors[_MAP] = row.map
         return [array.of(tensors) for array in self._arrays]
 
 
-def _figures(kind: Kind, record: Any) -> dict[str, Any]:
-    """The figures of a record of one sample: lists of one are the sample's own."""
-    known = record.to_dict()
+def _figures(kind: Kind, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a record of one sample: lists of one are the sample's own; NaN and infinity are null."""
     found = {}
     for name in kind.figures:
         value = known.get(name)
+        value = value.tolist() if isinstance(value, Tensor) else value
         while isinstance(value, list):
             value = value[0] if len(value) == 1 else None
-        found[name] = value
+        found[name] = None if isinstance(value, float) and not math.isfinite(value) else value
     return found
 
 

@@ -7,9 +7,10 @@ Nothing here writes files or knows how many machines there are.
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -28,7 +29,7 @@ from zeroline.model.memory import Meter, rows_that_fit
 from zeroline.model.preprocessing import preprocessing_of
 from zeroline.paradigm import ground, logic, mechanism
 from zeroline.paradigm import players as make
-from zeroline.scale.columns import Layout, Row
+from zeroline.scale.columns import EVIDENCE, Layout, Row
 from zeroline.scale.job import LABEL, PLAYERS, Job, settings_hash
 from zeroline.scale.maps import maps_of
 from zeroline.scale.prepare import Failure, Prepared, Preparer, Ready, by_shape
@@ -145,7 +146,7 @@ class Explainer:
         """The method on one batch; its record taken apart."""
         started = time.perf_counter()
         inputs = _joined([one.inputs for one in ready], self._device, self._dtype)
-        found = self._ask(inputs, self._target(ready), len(ready))
+        found = on_cpu(self._ask(inputs, self._target(ready), len(ready)))
         maps = maps_of(self._sourced.model, inputs, found, self._job.grid, self._job.prefix)
         told_of_all = {
             "settings_hash": self._settings,
@@ -154,22 +155,28 @@ class Explainer:
             "batch": len(ready),
         }
         seconds = _shared_out(time.perf_counter() - started, found, len(ready))
+        shares = self._evidence(maps, ready)
         rows = []
         for number, one in enumerate(ready):
             run = {**told_of_all, "seconds": seconds[number]}
-            told = {name: value for name, value in asdict(one.example).items() if name not in ("mask", "box")}
+            told = {name: value for name, value in vars(one.example).items() if name not in ("mask", "box")}
             map_ = None if maps is None else maps[number]
-            rows.append(Row({**told, "content_hash": one.content_hash}, run, found.sample(number), map_, self._evidence(map_, one.mask)))
+            rows.append(Row({**told, "content_hash": one.content_hash}, run, found.sample(number), map_, shares[number]))
         return rows
 
-    def _evidence(self, map_: Tensor | None, mask: Tensor | None) -> Mapping[str, float | None] | None:
-        """Of a map the positive share inside the object, whether its largest value is there, and what chance gives."""
+    def _evidence(self, maps: Tensor | None, ready: Sequence[Ready]) -> list[Mapping[str, float | None]] | list[None]:
+        """Of each map the positive share inside the object, whether its largest value is there, and what chance gives."""
         if not self._has_places:
-            return None
-        if map_ is None or mask is None or not bool(mask.any()):
-            return {}
-        shares = {name: float(getattr(evidence, name)(map_[None], mask[None])[0]) for name in ("inside", "pointing", "chance")}
-        return {name: None if share != share else share for name, share in shares.items()}
+            return [None] * len(ready)
+        found: list[Mapping[str, float | None]] = [{} for _ in ready]
+        known = {number: one.mask for number, one in enumerate(ready) if maps is not None and one.mask is not None and bool(one.mask.any())}
+        if maps is None or not known:
+            return found
+        chosen, masks = maps[list(known)], torch.stack(list(known.values()))
+        shares = {name: getattr(evidence, name)(chosen, masks).tolist() for name in EVIDENCE}
+        for row, number in enumerate(known):
+            found[number] = {name: None if math.isnan(values[row]) else values[row] for name, values in shares.items()}
+        return found
 
     def _target(self, ready: Sequence[Ready]) -> Target:
         asked = self._job.target
@@ -282,6 +289,19 @@ def _joined(parts: Sequence[Any], device: torch.device, dtype: torch.dtype) -> A
     if isinstance(first, (tuple, list)):
         return tuple(tensor(values) for values in zip(*parts))
     return tensor(parts)
+
+
+def on_cpu(record: Any) -> Any:
+    """A record with all its tensors on the CPU, moved at once rather than sample by sample."""
+    if isinstance(record, Tensor):
+        return record.detach().cpu()
+    if isinstance(record, Mapping):
+        return {name: on_cpu(value) for name, value in record.items()}
+    if isinstance(record, (tuple, list)):
+        return type(record)(on_cpu(value) for value in record)
+    if is_dataclass(record) and not isinstance(record, type):
+        return replace(record, **{field.name: on_cpu(getattr(record, field.name)) for field in fields(record)})
+    return record
 
 
 def _shared_out(seconds: float, found: Any, count: int) -> list[float]:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from threading import Event
 from typing import Any
 
@@ -24,6 +27,7 @@ from zeroline.scale.prepare import Failure
 from zeroline.scale.source import Chunk, Source
 
 _TOGETHER = 4  # chunks per task at most: the next is prepared while one is explained ...
+_REACH_SECONDS = 10
 _TASKS = 4  # ... but so many tasks per worker, so that all end together
 
 
@@ -89,8 +93,10 @@ class RayEngine:
             return False
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes to standard error, between our lines
         try:
-            ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as problem:
+            _reach(address)
+            with _silent():
+                ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None, logging_level=logging.ERROR)
+        except (OSError, ValueError, RuntimeError) as problem:
             raise RunError(f"no Ray cluster at {address!r} ({str(problem).splitlines()[0]}); start one: ray start --head") from None
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -109,6 +115,28 @@ class RayEngine:
             if max(wanted, 1) * each > has:
                 raise UsageError(f"{max(wanted, 1)} workers of {each:g} {what} were asked; the cluster has {has:g} {what}")
         return wanted
+
+
+def _reach(address: str | None) -> None:
+    """Raise OSError where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing on standard error: Ray's C++ side writes there while it connects, whatever its logging is told."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class _Worker:
