@@ -2,12 +2,13 @@
 # make test   the whole test suite
 # make check  lint, types, import contracts, doctests
 # make bench  the tables of docs/performance.md
+# make soak   runs killed, starved and damaged: the table of docs/runs.md (20 minutes)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench soak clean
 
 demo: $(VENV)/ready
 	$(BIN)/zeroline demo
@@ -29,6 +30,9 @@ bench: $(VENV)/ready-test
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/eclip.py
 	$(BIN)/python benchmarks/rewriting.py
+
+soak: $(VENV)/ready-test
+	$(BIN)/python benchmarks/soak.py
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -50,7 +50,7 @@ def _run(arguments):
         assert not ended.code, ended.code
 
 
-@pytest.mark.parametrize("name", ["attention", "baselines", "clip", "guidance", "heterogenous", "rewriting"])
+@pytest.mark.parametrize("name", ["attention", "baselines", "clip", "guidance", "heterogenous", "rewriting", "runs"])
 def test_pages_print_what_they_show(name, tmp_path, monkeypatch):
     """The Python blocks of a page, run one after the other, print its text blocks."""
     monkeypatch.chdir(tmp_path)  # some write pictures
@@ -95,6 +95,11 @@ def test_every_command_that_is_shown_runs(command, tmp_path, monkeypatch, capsys
     (tmp_path / "pictures").mkdir()
     for one in zoo.test_set("digits-vit")[:3]:
         one.image.save(tmp_path / "pictures" / f"{one.name}.png")
-    _run(shlex.split(command)[1:])
+    words = shlex.split(command)[1:]
+    if words[0] == "summarize":
+        for run in (one for one in COMMANDS if one.startswith("zeroline run")):
+            _run(shlex.split(run)[1:])
+    _run(words)
     assert "error" not in capsys.readouterr().err
-    assert (tmp_path / "out" / "figure.png").exists()
+    written = tmp_path / words[words.index("--out") + 1] / "manifest.json" if words[0] == "run" else tmp_path / "out" / "figure.png"
+    assert written.exists()

@@ -9,10 +9,10 @@ import zeroline as zl
 def test_exports_are_sorted_and_exist():
     pinned = (
         "METHODS ROUTES Attribution BaselineAudit Comparison Corrections DualEncoder ErrorBudget Grounding Guest Guidance LabelledSet Logic "
-        "Mechanism Player Principles Relevance Rewriting Robustness attention_eclip attention_relevance attention_transfer audit_baseline baseline capture "
+        "Mechanism Player Principles Relevance Rewriting Robustness Run Summary attention_eclip attention_relevance attention_transfer audit_baseline baseline capture "
         "check_principles compare contrast corrections deletion_insertion difference_map error_budget errors grad_cam "
-        "grad_eclip gradient_x_input ground guide integrated_attention integrated_gradients layer_cam layers logic logit mechanism odam players "
-        "replaced rewrite robustness rollout similarity site sites target taylor top trace zoo"
+        "grad_eclip gradient_x_input ground guide integrated_attention integrated_gradients layer_cam layers logic logit mechanism odam open_run players "
+        "replaced rewrite robustness rollout run similarity site sites summarize target taylor top trace zoo"
     )
     assert zl.__all__ == pinned.split()
     assert all(getattr(zl, name) is not None for name in zl.__all__)

@@ -63,12 +63,14 @@ class Survey:
 
 
 class Explainer:
-    """A job with its model loaded. ``batch`` is how many examples share a pass; it shrinks where memory runs out."""
+    """A job with its model loaded. ``batch`` is how many examples share a pass; it shrinks where memory runs out.
 
-    def __init__(self, job: Job, source: Source) -> None:
+    ``is_copy``: a module in the job came from another process, so that it may be moved to the job's device and dtype.
+    """
+
+    def __init__(self, job: Job, source: Source, *, is_copy: bool = False) -> None:
         self._job = job
-        self._sourced, self._device = _loaded(job)
-        self._dtype = getattr(torch, job.dtype)
+        self._sourced, self._device, self._dtype = _loaded(job, is_copy=is_copy)
         self._preparer = Preparer(self._sourced, source)
         self._examples, self._has_places = len(source), source.has_places
         self._baseline = self._measured_from()
@@ -254,18 +256,29 @@ class Explainer:
         return rows_that_fit(meter.bytes + KEPT_GRADIENTS * sum(t.nbytes for t in inputs.floating().values()), self._device)
 
 
-def _loaded(job: Job) -> tuple[Sourced, torch.device]:
-    """The model on its device; one that was given as a module stays where it is."""
-    if isinstance(job.model, (Sourced, nn.Module)):
+def _loaded(job: Job, *, is_copy: bool) -> tuple[Sourced, torch.device, torch.dtype]:
+    """The model, its device and the dtype of its inputs. A module of the caller's stays as it is, unless it ``is_copy``."""
+    if isinstance(job.model, str):
+        sourced = load_sourced(job.model, trust_remote_code=job.trust_remote_code)
+    else:
         sourced = job.model if isinstance(job.model, Sourced) else _of_module(job.model, job)
-        return sourced, next((p.device for p in sourced.model.parameters()), torch.device("cpu"))
+        if not is_copy:
+            first = next(sourced.model.parameters(), torch.zeros(()))
+            return sourced, first.device, first.dtype
+    device, dtype = _device(job.device), getattr(torch, job.dtype)
+    sourced.model.to(device, dtype)
+    return sourced, device, dtype
+
+
+def _device(asked: str) -> torch.device:
     there = torch.cuda.is_available()
-    device = torch.device(("cuda" if there else "cpu") if job.device == "auto" else job.device)
+    try:
+        device = torch.device(("cuda" if there else "cpu") if asked == "auto" else asked)
+    except RuntimeError:
+        raise UsageError(f"device {asked!r} was asked; auto, cpu, cuda or cuda:NUMBER are possible") from None
     if device.type == "cuda" and not there:
-        raise UsageError(f"device {job.device!r} was asked; torch sees no GPU here")
-    sourced = load_sourced(job.model, trust_remote_code=job.trust_remote_code)
-    sourced.model.to(device, getattr(torch, job.dtype))
-    return sourced, device
+        raise UsageError(f"device {asked!r} was asked; torch sees no GPU here")
+    return device
 
 
 def _of_module(model: nn.Module, job: Job) -> Sourced:

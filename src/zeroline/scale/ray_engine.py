@@ -147,7 +147,7 @@ class _Worker:
 
         _one_thread_per_cpu()
         job, source, batch, layout, self._known = ray.get(shared[0])
-        self._explainer = Explainer(job, source)
+        self._explainer = Explainer(job, source, is_copy=True)
         self._explainer.survey(batch, layout)
 
     def __call__(self, asked: Mapping[str, Any]) -> Iterator[dict[str, list[bytes]]]:
@@ -159,7 +159,7 @@ class _Worker:
 def _surveyed(job: Job, source: Source, batch: int | None, layout: Layout | None) -> Survey | ZerolineError:
     _one_thread_per_cpu()
     try:
-        return Explainer(job, source).survey(batch, layout)
+        return Explainer(job, source, is_copy=True).survey(batch, layout)
     except ZerolineError as problem:
         return problem
 
