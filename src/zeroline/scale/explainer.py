@@ -15,28 +15,20 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zeroline.attribution import Attribution
-from zeroline.baseline import Baseline, BaselineLike, by_name
-from zeroline.errors import InputError, TargetError, UsageError, ZerolineError
+from zeroline.errors import InputError, RunError, ZerolineError
 from zeroline.maths import evidence
-from zeroline.methods import METHODS, ROUTES
 from zeroline.model.identity import model_class, weights_hash
 from zeroline.model.inputs import Inputs
-from zeroline.model.loading import Loaded, Sourced
 from zeroline.model.memory import Meter, rows_that_fit
-from zeroline.model.preprocessing import preprocessing_of
-from zeroline.paradigm import ground, logic, mechanism
-from zeroline.paradigm import players as make
+from zeroline.scale.asking import Asking
 from zeroline.scale.columns import EVIDENCE, Layout, Row
-from zeroline.scale.job import LABEL, PLAYERS, Job, settings_hash
+from zeroline.scale.job import Job, settings_hash
 from zeroline.scale.maps import maps_of
 from zeroline.scale.prepare import Failure, Prepared, Preparer, Ready, by_shape
 from zeroline.scale.source import Source
-from zeroline.spelling.reading import grid_of
-from zeroline.spelling.sources import is_input, load_sourced, read_baseline, target_for
-from zeroline.target import Target, logit
 
 KEPT_GRADIENTS = 64  # path points whose gradients an example is taken to keep, for the size of a batch
 RAGGED_CHUNK = 4  # batches that are prepared together where shapes differ, so that equal ones meet
@@ -70,10 +62,10 @@ class Explainer:
 
     def __init__(self, job: Job, source: Source, *, is_copy: bool = False) -> None:
         self._job = job
-        self._sourced, self._device, self._dtype = _loaded(job, is_copy=is_copy)
+        self._asking = Asking(job, is_copy=is_copy)
+        self._sourced = self._asking.sourced
         self._preparer = Preparer(self._sourced, source)
         self._examples, self._has_places = len(source), source.has_places
-        self._baseline = self._measured_from()
         self._settings = settings_hash(job.settings())
         self._model_id = f"{model_class(self._sourced.model)}@{weights_hash(self._sourced.model)()}"
         self.batch = 1
@@ -89,6 +81,7 @@ class Explainer:
             one_size = self._preparer.has_one_picture_size(ready)
             layout = layout or Layout.of(row, fixed=one_size and not self._preparer.reads_text, fixed_map=one_size, keep=self._job.keep)
             batch = batch or self._batch_that_fits(ready)
+        batch = 1 if self._asking.one_at_a_time else batch
         self.batch, self.layout = batch, layout
         return Survey(self._model_id, self._sourced.name, batch, batch * (1 if layout.is_fixed else RAGGED_CHUNK), layout)
 
@@ -132,6 +125,8 @@ class Explainer:
             return rows, []
         except Exception as problem:
             short = _out_of_memory(problem)
+            if "CUDA error" in str(problem) and not short:
+                raise RunError(f"the GPU failed; start the run again to go on: {str(problem).splitlines()[0]}") from problem
             if len(ready) == 1:
                 before = "out of memory with one example in a batch: " if short else ""
                 return [], [Failure.of(ready[0].example, ready[0].content_hash, "explain", problem, before)]
@@ -139,7 +134,7 @@ class Explainer:
         if short:
             self.batch = min(self.batch, half)
             gc.collect()
-            if self._device.type == "cuda":
+            if self._asking.device.type == "cuda":
                 torch.cuda.empty_cache()
         parts = [self._explained(part) for part in (ready[:half], ready[half:])]
         return [row for rows, _ in parts for row in rows], [failure for _, wrong in parts for failure in wrong]
@@ -147,8 +142,8 @@ class Explainer:
     def _rows(self, ready: Sequence[Ready]) -> list[Row]:
         """The method on one batch; its record taken apart."""
         started = time.perf_counter()
-        inputs = _joined([one.inputs for one in ready], self._device, self._dtype)
-        found = on_cpu(self._ask(inputs, self._target(ready), len(ready)))
+        inputs = self._asking.joined([one.inputs for one in ready])
+        found = on_cpu(self._asking.record(inputs, ready))
         maps = maps_of(self._sourced.model, inputs, found, self._job.grid, self._job.prefix)
         told_of_all = {
             "settings_hash": self._settings,
@@ -180,128 +175,14 @@ class Explainer:
             found[number] = {name: None if math.isnan(values[row]) else values[row] for name, values in shares.items()}
         return found
 
-    def _target(self, ready: Sequence[Ready]) -> Target:
-        asked = self._job.target
-        if not isinstance(asked, str):
-            return asked
-        return logit([self._class(one) for one in ready]) if asked == LABEL else target_for(asked, self._sourced)
-
-    def _class(self, one: Ready) -> int | str:
-        label = (one.example.label or "").strip()
-        if not label:
-            raise TargetError("the target is the label, and the example has none")
-        by_name = {name.lower(): index for name, index in self._sourced.labels.items()}
-        return by_name.get(label.lower(), int(label) if label.isdecimal() else label)
-
-    def _ask(self, inputs: Any, target: Target, count: int) -> Any:
-        job, model = self._job, self._sourced.model
-        options = dict(job.options)
-        if job.grid is not None or job.prefix is not None:
-            options |= {"grid": job.grid, "prefix": job.prefix}
-        if job.method in METHODS:
-            return METHODS[job.method](model, inputs, target=target, site=job.site, baseline=self._baseline, **options)
-        if job.method in ROUTES:
-            return ROUTES[job.method](model, inputs, target=target, **options)
-        if job.method == "ground":
-            return ground(model, inputs, target=target, **options)
-        absent = self._absent(inputs)
-        if job.method == "mechanism":
-            return mechanism(model, inputs, target=target, baseline=absent, **options)
-        kind, regions = options.pop("players", PLAYERS[0]), options.pop("regions", "2x2")
-        if kind != "sources" and count > 1:
-            raise InputError("words and regions play one example at a time")  # so the batch is halved until it is one
-        players = None if kind == "sources" else self._players(inputs, kind, regions)
-        return logic(model, inputs, target=target, players=players, baseline=absent, **options)
-
-    def _absent(self, inputs: Any) -> dict[str, BaselineLike]:
-        """What stands for absent words (the tokenizer's mask, else unknown, else padding token), and for an absent picture."""
-        found: dict[str, BaselineLike] = {}
-        for name, tensor in Inputs.of(self._sourced.model, inputs).tensors.items():
-            if tensor.is_floating_point():
-                assert self._baseline is not None  # the job has one for these methods
-                found[name] = self._baseline
-            elif self._sourced.tokenizer is not None and tensor.ndim == 2:
-                found[name] = make.missing_word(self._sourced.tokenizer)
-        return found
-
-    def _players(self, inputs: Any, kind: str, regions: str) -> list[Any]:
-        found: list[Any] = []
-        if "words" in kind and self._sourced.tokenizer is not None:
-            found += make.words(inputs, self._sourced.tokenizer)
-        if "regions" in kind and "image" in self._sourced.reads:
-            assert isinstance(self._baseline, Baseline)
-            found += make.regions(self._sourced.model, inputs, make.grid(*(grid_of(regions) or (2, 2))), baseline=self._baseline)
-        return found
-
-    def _measured_from(self) -> BaselineLike | None:
-        asked = self._job.measured_from
-        if not isinstance(asked, str):
-            return asked
-        if self._job.method not in METHODS:
-            return by_name(asked)
-
-        def preprocess(image: Any) -> Any:
-            return _joined([self._sourced.prepare(image, None)], self._device, self._dtype)
-
-        placed = Loaded(self._sourced.name, self._sourced.model, preprocess, self._sourced.labels)
-        return read_baseline(asked, placed, at_input=is_input(self._job.site))
-
     def _batch_that_fits(self, ready: Ready) -> int:
         """Rows that free memory holds, by what one pass keeps for gradients and what a path keeps of them."""
         model = self._sourced.model
-        inputs = Inputs.of(model, _joined([ready.inputs], self._device, self._dtype))
+        inputs = Inputs.of(model, self._asking.joined([ready.inputs]))
         meter = Meter(model.parameters())
         with torch.enable_grad(), meter.running():
             inputs.with_values({name: t.detach().clone().requires_grad_() for name, t in inputs.floating().items()}).call(model)
-        return rows_that_fit(meter.bytes + KEPT_GRADIENTS * sum(t.nbytes for t in inputs.floating().values()), self._device)
-
-
-def _loaded(job: Job, *, is_copy: bool) -> tuple[Sourced, torch.device, torch.dtype]:
-    """The model, its device and the dtype of its inputs. A module of the caller's stays as it is, unless it ``is_copy``."""
-    if isinstance(job.model, str):
-        sourced = load_sourced(job.model, trust_remote_code=job.trust_remote_code)
-    else:
-        sourced = job.model if isinstance(job.model, Sourced) else _of_module(job.model, job)
-        if not is_copy:
-            first = next(sourced.model.parameters(), torch.zeros(()))
-            return sourced, first.device, first.dtype
-    device, dtype = _device(job.device), getattr(torch, job.dtype)
-    sourced.model.to(device, dtype)
-    return sourced, device, dtype
-
-
-def _device(asked: str) -> torch.device:
-    there = torch.cuda.is_available()
-    try:
-        device = torch.device(("cuda" if there else "cpu") if asked == "auto" else asked)
-    except RuntimeError:
-        raise UsageError(f"device {asked!r} was asked; auto, cpu, cuda or cuda:NUMBER are possible") from None
-    if device.type == "cuda" and not there:
-        raise UsageError(f"device {asked!r} was asked; torch sees no GPU here")
-    return device
-
-
-def _of_module(model: nn.Module, job: Job) -> Sourced:
-    preprocess = job.preprocess or preprocessing_of(model)
-    labels = {str(name): int(number) for number, name in (getattr(getattr(model, "config", None), "id2label", None) or {}).items()}
-    return Sourced(type(model).__name__, model, lambda image, _: preprocess(image), labels)
-
-
-def _joined(parts: Sequence[Any], device: torch.device, dtype: torch.dtype) -> Any:
-    """Batches of one as one batch, on the device; floating-point inputs in ``dtype``."""
-
-    def tensor(values: Sequence[Any]) -> Any:
-        if not isinstance(values[0], Tensor):
-            return values[0]
-        found = torch.cat(list(values)) if len(values) > 1 else values[0]
-        return found.to(device, dtype) if found.is_floating_point() else found.to(device)
-
-    first = parts[0]
-    if isinstance(first, Mapping):
-        return {name: tensor([part[name] for part in parts]) for name in first}
-    if isinstance(first, (tuple, list)):
-        return tuple(tensor(values) for values in zip(*parts))
-    return tensor(parts)
+        return rows_that_fit(meter.bytes + KEPT_GRADIENTS * sum(t.nbytes for t in inputs.floating().values()), self._asking.device)
 
 
 def on_cpu(record: Any) -> Any:
