@@ -173,7 +173,7 @@ def parts(work: Path) -> None:
         values = (random.standard_normal((rows, *shape)) * random.random((rows, *[1] * len(shape))) ** 3).astype(np.float32)
         arrays = pa.FixedShapeTensorArray.from_numpy_ndarray(values)
         table = pa.table({"id": [str(i) for i in range(rows)], "number": list(range(rows)), "values": arrays})
-        write = each(partial(_write_parquet, file, table, None), 3) / rows
+        write = each(partial(_write_parquet, file, table, {}), 3) / rows
         hand = each(partial(across, Finished(table)), 3) / rows
         print(f"| keep {keep}: hand over between processes | {hand:.3f} | |")
         print(f"| keep {keep}: compress and write | {write:.3f} | {file.stat().st_size // rows:,} |")

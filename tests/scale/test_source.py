@@ -1,5 +1,6 @@
 """Where examples come from: what each kind of source gives, by what is written out here; pixels read late, and what tells two examples apart."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import types
 from dataclasses import replace
 
@@ -89,6 +91,17 @@ def test_labels_csv_goes_before_metadata_csv(tmp_path):
     assert columns_of(Source.open(folder_of(tmp_path, files)), "label") == ["right"]
 
 
+def test_a_file_whose_name_is_no_unicode_is_no_crash(tmp_path):
+    folder_of(tmp_path, {"a.png": b"a"})
+    try:
+        with open(os.path.join(os.fsencode(tmp_path), b"\xff.png"), "wb") as file:
+            file.write(b"x")
+    except OSError:
+        pytest.skip("no such names here")
+    with contextlib.suppress(ZerolineError):
+        assert len(Source.open(tmp_path)) in (1, 2)
+
+
 @pytest.mark.parametrize(("files", "said"), [({}, "holds no image"), ({"a.txt": "x"}, "holds no image"), ({"sub/a.gif.txt": "x"}, "holds no image")])
 def test_a_folder_without_images_is_refused(tmp_path, files, said):
     with pytest.raises(UsageError, match=said):
@@ -129,6 +142,15 @@ def test_what_the_csv_module_writes_is_read(tmp_path):
     assert found == [tuple(cell or None for cell in row) for row in rows]
 
 
+def test_a_long_csv_of_cells_with_newlines_is_read_whole(tmp_path):
+    """Far more than one block of a reader: it may not be cut within a cell."""
+    rows = [(str(n), f'line {n}\n"{n}",\n' * 40) for n in range(4000)]
+    with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("id", "text"), *rows])
+    assert (tmp_path / "t.csv").stat().st_size > 2**21
+    assert [(one.id, one.text) for one in all_of(Source.open(tmp_path / "t.csv"))] == rows
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -156,7 +178,7 @@ def test_a_tsv_is_cut_at_tabs_alone(tmp_path):
     ("text", "kind", "said"),
     [
         ("id,text\n", InputError, "has no rows"),
-        ("id,text", ZerolineError, "t.csv"),
+        ("id,text", LoadError, "cannot read .* as CSV"),
         ("", InputError, "has the columns none; which is the image, or the text"),
         ("id,text,text\na,b,c\n", InputError, "two columns of one name: id, text, text"),
         ("a,b\n1,2\n", InputError, r"has the columns a, b; which is the image, or the text\? say columns image=NAME"),
@@ -183,10 +205,7 @@ def test_columns_are_as_asked_before_their_usual_names(tmp_path):
     assert dict(source.columns) == {"id": "uid", "image": "picture", "text": "caption", "passage": "id", "label": "answer"}
 
 
-ONE_FOR_TWO = "a saved dataset selects the column twice: KeyError 'exists 2 times in schema'"
-
-
-@pytest.mark.parametrize("kind", ["csv", "parquet", pytest.param("dataset", marks=pytest.mark.xfail(strict=True, raises=KeyError, reason=ONE_FOR_TWO))])
+@pytest.mark.parametrize("kind", ["csv", "parquet", "dataset"])
 def test_one_column_may_have_two_roles(tmp_path, kind):
     table = pa.table({"text": ["a", "b"], "label": ["x", "y"]})
     path = tmp_path / f"t.{kind}"
@@ -216,7 +235,10 @@ def test_a_column_that_is_not_there_names_the_nearest(tmp_path):
 
 
 def test_paths_lie_beside_the_list_wherever_one_stands(tmp_path, monkeypatch):
-    folder_of(tmp_path, {"data/x/a.png": b"here", "data/t.csv": f"image,mask\nx/a.png,x/m.png\n{tmp_path}/b.png,\n ,\n", "b.png": b"there", "data/x/m.png": b"m"})
+    folder_of(
+        tmp_path,
+        {"data/x/a.png": b"here", "data/t.csv": f"image,mask\nx/a.png,x/m.png\n{tmp_path}/b.png,\n ,\n", "b.png": b"there", "data/x/m.png": b"m"},
+    )
     monkeypatch.chdir(tmp_path / "data")
     source = Source.open("t.csv")
     monkeypatch.chdir(tmp_path.parent)
@@ -281,7 +303,9 @@ def test_paths_in_parquet_lie_beside_it(tmp_path):
 def test_pixels_inside_parquet_are_read_whole(tmp_path, kind):
     raw = [PNGS["red"], None, PNGS["blue"], b""]
     values = [None if one is None else {"bytes": one, "path": "red.png"} for one in raw] if pa.types.is_struct(kind) else raw
-    source = Source.open(parquet(tmp_path / "t.parquet", {"image": pa.array(values, kind), "mask": pa.array(values[::-1], kind), "label": [1, 2, 3, 4]}))
+    source = Source.open(
+        parquet(tmp_path / "t.parquet", {"image": pa.array(values, kind), "mask": pa.array(values[::-1], kind), "label": [1, 2, 3, 4]})
+    )
     assert [source.pixels(one) for one in all_of(source)] == raw
     assert [source.pixels(one, "mask") for one in all_of(source)] == raw[::-1]
     assert [(one.id, one.image, one.mask, one.label) for one in all_of(source)] == [(str(n), None, None, str(n + 1)) for n in range(4)]
@@ -291,7 +315,12 @@ def test_pixels_inside_parquet_are_read_whole(tmp_path, kind):
 def test_a_struct_without_bytes_names_its_file(tmp_path):
     folder_of(tmp_path, {"a.png": b"outside"})
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    rows = [{"bytes": None, "path": str(tmp_path / "a.png")}, {"bytes": None, "path": None}, {"bytes": None, "path": str(tmp_path / "gone.png")}, {"bytes": b"in", "path": str(tmp_path / "a.png")}]
+    rows = [
+        {"bytes": None, "path": str(tmp_path / "a.png")},
+        {"bytes": None, "path": None},
+        {"bytes": None, "path": str(tmp_path / "gone.png")},
+        {"bytes": b"in", "path": str(tmp_path / "a.png")},
+    ]
     source = Source.open(parquet(tmp_path / "t.parquet", {"image": pa.array(rows, kind)}))
     outside, none, gone, inside = all_of(source)
     assert [source.pixels(one) for one in (outside, none, inside)] == [b"outside", None, b"in"]
@@ -299,7 +328,20 @@ def test_a_struct_without_bytes_names_its_file(tmp_path):
         source.pixels(gone)
 
 
-def test_row_groups_are_read_in_any_order_and_from_two_threads(tmp_path):
+def test_a_path_in_a_struct_lies_beside_the_file_as_other_paths_do(tmp_path):
+    folder_of(tmp_path, {"x/a.png": b"outside"})
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    source = Source.open(parquet(tmp_path / "t.parquet", {"image": pa.array([{"bytes": None, "path": "x/a.png"}], kind)}))
+    assert source.pixels(all_of(source)[0]) == b"outside"
+
+
+def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], ["text", "text"]), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="two columns of one name"):
+        Source.open(tmp_path / "t.parquet")
+
+
+def test_row_groups_are_read_in_any_order(tmp_path):
     count = 97
     images, masks = ([f"{what} {n}".encode() for n in range(count)] for what in ("image", "mask"))
     path = tmp_path / "t.parquet"
@@ -312,22 +354,41 @@ def test_row_groups_are_read_in_any_order_and_from_two_threads(tmp_path):
     for order in (range(count), range(count - 1, -1, -1), [(n * 41) % count for n in range(count)], (0, 96, 0, 39, 40, 7, 8, 95, 96, 1)):
         assert [source.pixels(examples[n]) for n in order] == [images[n] for n in order]
         assert [source.pixels(examples[n], "mask") for n in order] == [masks[n] for n in order]
-    wrong = []
+
+
+def test_threads_that_read_different_row_groups_read_one_at_a_time_and_do_not_mix_them_up(tmp_path, monkeypatch):
+    count = 64
+    images = [f"image {n}".encode() for n in range(count)]
+    source = Source.open(parquet(tmp_path / "t.parquet", {"image": pa.array(images, pa.binary())}, row_group_size=2))
+    examples = all_of(source)
+    wrong, within, most = [], [], []
+    read_row_group = pq.ParquetFile.read_row_group
+
+    def watched(self, *group, **how):
+        within.append(group)
+        most.append(len(within))
+        time.sleep(0.001)
+        try:
+            return read_row_group(self, *group, **how)
+        finally:
+            within.pop()
 
     def read(step):
-        for n in range(5 * count):
+        for n in range(60):
             n = n * step % count
-            if (source.pixels(examples[n]), source.pixels(examples[n], "mask")) != (images[n], masks[n]):
+            if source.pixels(examples[n]) != images[n]:
                 wrong.append(n)
 
-    fresh = pickle.loads(pickle.dumps(source))
-    source = fresh
-    threads = [threading.Thread(target=read, args=(step,)) for step in (1, 53)]
+    assert source.pixels(examples[0]) == images[0]  # opened once, before the threads
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", watched)
+    threads = [threading.Thread(target=read, args=(step,)) for step in (3, 29, 17)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert wrong == []
+    assert len(most) > 100
+    assert max(most) == 1
 
 
 LABELS = {
@@ -365,13 +426,11 @@ def test_boxes_become_what_a_command_line_takes(tmp_path, name):
     assert source.has_places
 
 
-@pytest.mark.xfail(strict=True, reason="large lists (what polars writes) are refused: pa.types.is_list does not mean them")
 def test_a_box_as_a_large_list_is_read(tmp_path):
     boxes = pa.array([[1.0, 2.0, 3.0, 4.0]], pa.large_list(pa.float64()))
     assert columns_of(Source.open(parquet(tmp_path / "t.parquet", {"text": ["a"], "box": boxes})), "box") == ["1,2,3,4"]
 
 
-@pytest.mark.xfail(strict=True, reason="round() of a null, NaN or infinity is a raw TypeError, ValueError or OverflowError out of Source.open")
 @pytest.mark.parametrize("box", [[1.0, None, 3.0, 4.0], [1.0, float("nan"), 3.0, 4.0], [1.0, float("inf"), 3.0, 4.0]])
 def test_a_box_with_a_gap_is_no_crash_of_the_whole_source(tmp_path, box):
     boxes = pa.array([[1.0, 2.0, 3.0, 4.0], box], pa.list_(pa.float64()))
@@ -435,6 +494,18 @@ def test_a_dataset_of_several_files_and_of_a_selection_keeps_its_order(tmp_path)
     assert [source.pixels(source.examples(n, n + 1)[0]) for n in (3, 0, 2)] == [PNGS[wanted[n]] for n in (3, 0, 2)]
 
 
+def test_of_several_images_one_is_named(tmp_path):
+    d = datasets()
+    features = d.Features({"left": d.Image(), "right": d.Image()})
+    raw = {"left": [{"bytes": PNGS["red"], "path": None}], "right": [{"bytes": PNGS["blue"], "path": None}]}
+    d.Dataset.from_dict(raw, features=features).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(InputError, match="has the columns left, right; which is the image"):
+        Source.open(tmp_path / "d")
+    source = Source.open(tmp_path / "d", columns={"image": "right", "mask": "left"})
+    example = all_of(source)[0]
+    assert (source.pixels(example), source.pixels(example, "mask")) == (PNGS["blue"], PNGS["red"])
+
+
 def test_a_class_of_no_number_is_no_label(tmp_path):
     d = datasets()
     features = d.Features({"text": d.Value("string"), "label": d.ClassLabel(names=["no", "yes"])})
@@ -460,7 +531,6 @@ def test_masks_and_boxes_of_a_saved_dataset(tmp_path):
     assert (source.pixels(example), source.pixels(example, "mask"), example.box) == (PNGS["red"], PNGS["white"], "0,0,2,2")
 
 
-@pytest.mark.xfail(strict=True, reason="the one Image feature is taken as the image although it is the mask and a column is called image")
 def test_masks_alone_as_pixels_do_not_take_the_place_of_image_paths(tmp_path):
     d = datasets()
     folder_of(tmp_path, {"a.png": PNGS["red"]})
@@ -492,7 +562,13 @@ def test_a_split_is_named_where_there_are_several(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("state.json", "{"), ("state.json", "{}"), ("dataset_info.json", "no json"), ("data-00000-of-00001.arrow", "no arrow"), ("data-00000-of-00001.arrow", None)],
+    [
+        ("state.json", "{"),
+        ("state.json", "{}"),
+        ("dataset_info.json", "no json"),
+        ("data-00000-of-00001.arrow", "no arrow"),
+        ("data-00000-of-00001.arrow", None),
+    ],
 )
 def test_a_damaged_saved_dataset_is_one_clear_error(tmp_path, name, content):
     pictures(2).save_to_disk(str(tmp_path / "d"))
@@ -589,7 +665,9 @@ def test_no_text_can_be_written_that_looks_like_two_parts():
     one = replace(BASE, text="x", label="y")
     for text in ("xtext:1;y", "x;label:1;y", "1:x", "ylabel:1;"):
         assert content_hash(replace(BASE, text=text, label=""), PIXELS) != content_hash(one, PIXELS)
-        assert content_hash(replace(BASE, passage=None, text=text, label="y"), PIXELS) != content_hash(replace(BASE, passage=text, text=None, label="y"), PIXELS)
+        assert content_hash(replace(BASE, passage=None, text=text, label="y"), PIXELS) != content_hash(
+            replace(BASE, passage=text, text=None, label="y"), PIXELS
+        )
 
 
 def test_the_hash_is_the_same_in_every_version():

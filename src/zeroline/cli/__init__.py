@@ -63,6 +63,9 @@ app.command()(tables.methods)
 app.command()(tables.models)
 
 
+_INTERRUPTED = 130
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``zeroline``."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -73,8 +76,10 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         _fail(str(problem), 2 if isinstance(problem, UsageError) else 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:  # the command-line library ends so on Ctrl-C, without a word
+            _fail("interrupted", _INTERRUPTED)
+        raise
     except Exception as problem:
         if debug:
             raise

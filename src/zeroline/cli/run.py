@@ -60,7 +60,7 @@ def run(
     """Explain every example of a source; run the same again to go on where it ended."""
     options = read_options(option or [])
     named = _columns(columns)
-    with progress() as report:
+    with progress() as report, _interruptible():
         found = over_source(
             source,
             model=model,
@@ -96,6 +96,16 @@ def run(
     show.table(found.lines())
     if found.failures.num_rows:
         show.notes.print(f"note: {found.failures.num_rows} examples failed; the reasons are in {out / 'failures'}", markup=False)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        show.notes.print("note: what is finished is written; run the same again to go on", markup=False)
+        raise
 
 
 @contextmanager

@@ -48,7 +48,8 @@ def _errors(axis: Any, found: Summary) -> None:
     axis.set_title("how far the sum of the values is from the difference", fontsize=9)
     if found.histogram is None:
         blank(axis)
-        said = "relevance has no unit,\nso there is no attribution error"
+        unknown = "no example has a difference\nto compare its error with"
+        said = unknown if "|attribution error|" in found.spreads else "relevance has no unit,\nso there is no attribution error"
         axis.text(0.5, 0.5, said, ha="center", va="center", fontsize=9, transform=axis.transAxes)
         return
     edges, counts = (np.array(side) for side in found.histogram)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroline.baseline import Baseline, BaselineLike, by_name
-from zeroline.errors import TargetError, UsageError
+from zeroline.errors import NotFoundError, TargetError, UsageError
 from zeroline.methods import METHODS, ROUTES
 from zeroline.model.inputs import Inputs
 from zeroline.model.loading import Loaded, Sourced
@@ -66,6 +66,8 @@ class Asking:
         if not label:
             raise TargetError("the target is the label, and the example has none")
         by_name = {name.lower(): index for name, index in self.sourced.labels.items()}
+        if label.lower() not in by_name and not label.isdecimal():
+            raise NotFoundError.among("class", label, self.sourced.labels, "the target is the label")
         return by_name.get(label.lower(), int(label) if label.isdecimal() else label)
 
     def record(self, inputs: Any, ready: Sequence[Ready]) -> Any:

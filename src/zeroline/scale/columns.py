@@ -173,6 +173,7 @@ class Layout:
         kind = kind_of(row.record)
         tensors = {name: t for name, t in row.packed[0].items() if not _is_figure(name, t)}
         values = [name for name in tensors if name.startswith("values/")]
+        taken = {*EXAMPLE, *RUN, *EVIDENCE, *KINDS[kind].figures, _MAP, "record"}
 
         def array(name: str, tensor: Tensor) -> Array:
             axis = KINDS[kind].axis(name)
@@ -180,6 +181,7 @@ class Layout:
             shape = tuple(tensor.squeeze(axis).shape if axis is not None else tensor.shape)
             ragged = not fixed or name.startswith(_UNEVEN) or 0 in shape
             column = "values" if values == [name] else name.replace("/", ".")
+            column = f"tensor.{column}" if column in taken else column
             return Array(name, column, axis, str(tensor.dtype).removeprefix("torch."), None if ragged or not shape else shape)
 
         kept = tuple(array(name, tensor) for name, tensor in tensors.items()) if keep == "values" else ()

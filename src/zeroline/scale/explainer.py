@@ -92,13 +92,12 @@ class Explainer:
     def finished(self, prepared: Prepared) -> Finished:
         """Records of prepared examples as rows, those of one shape in batches."""
         assert self.layout is not None  # survey() comes first
-        rows, failed = [], list(prepared.failures)
+        rows: list[Row] = []
+        failed = list(prepared.failures)
         for group in by_shape(prepared.ready):
-            while group:
-                now, group = group[: self.batch], group[self.batch :]
-                found, wrong = self._explained(now)
-                rows += found
-                failed += wrong
+            found, wrong = self._in_batches(group, self.batch)
+            rows += found
+            failed += wrong
         rows.sort(key=lambda row: int(row.example["number"]))
         return Finished(self.layout.table(rows) if rows else None, tuple(failed), prepared.unchanged)
 
@@ -136,8 +135,19 @@ class Explainer:
             gc.collect()
             if self._asking.device.type == "cuda":
                 torch.cuda.empty_cache()
-        parts = [self._explained(part) for part in (ready[:half], ready[half:])]
-        return [row for rows, _ in parts for row in rows], [failure for _, wrong in parts for failure in wrong]
+        return self._in_batches(ready, half)
+
+    def _in_batches(self, ready: Sequence[Ready], most: int) -> tuple[list[Row], list[Failure]]:
+        """``most`` examples at a time, or fewer: the batch may shrink on the way."""
+        rows: list[Row] = []
+        failed: list[Failure] = []
+        while ready:
+            size = min(most, self.batch)
+            found, wrong = self._explained(ready[:size])
+            ready = ready[size:]
+            rows += found
+            failed += wrong
+        return rows, failed
 
     def _rows(self, ready: Sequence[Ready]) -> list[Row]:
         """The method on one batch; its record taken apart."""

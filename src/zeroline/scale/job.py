@@ -11,7 +11,9 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from zeroline.baseline import Baseline, Distribution
 from zeroline.errors import NotFoundError, UsageError
 from zeroline.methods import METHODS, ROUTES, check_options, options_of
+from zeroline.model.identity import weights_hash
 from zeroline.model.loading import Sourced
 from zeroline.scale.columns import KEEPS, SCHEMA
 from zeroline.spelling.sources import image_files
@@ -28,6 +31,7 @@ from zeroline.target import Target
 PARADIGMS = ("logic", "ground", "mechanism")
 LABEL = "label"  # the target that is each example's own label
 BLACK = "black"
+_DEEPEST = 8  # how far into a value its description goes
 _NO_ROW = ("attention_transfer",)  # a curve over depth of a whole batch
 RUNNABLE = tuple(sorted({*METHODS, *ROUTES, *PARADIGMS} - set(_NO_ROW)))
 # options of the paradigms that a run passes on; players of `logic` are made for every example
@@ -100,6 +104,7 @@ class Job:
             "prefix": self.prefix,
             "keep": self.keep,
             "dtype": self.dtype,
+            **({"preprocess": _described(self.preprocess)} if self.preprocess is not None else {}),
         }
 
 
@@ -149,24 +154,38 @@ def _baseline(baseline: str | Baseline | Distribution | None) -> Any:
     return _described(baseline)
 
 
-def _described(thing: Any) -> Any:
-    """JSON types of a value made in Python; tensors by shape and contents."""
-    if isinstance(thing, Tensor):
-        raw = thing.detach().cpu().contiguous().flatten()
-        digest = hashlib.sha256(raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b"").hexdigest()[:16]
-        return f"tensor {tuple(thing.shape)} {digest}"
+def _described(thing: Any, depth: int = 0) -> Any:
+    """JSON types of a value made in Python, the same in every process: tensors by their numbers, functions by name, code and what they hold."""
+
+    def inner(value: Any) -> Any:
+        return _described(value, depth + 1)
+
     if thing is None or isinstance(thing, (str, bool, int, float)):
         return thing
-    if isinstance(thing, Distribution):
-        return {"name": thing.name, "draws": [_described(draw) for draw in thing.draws], "seed": thing.seed}
-    if isinstance(thing, Baseline):
-        held = [_described(cell.cell_contents) for cell in getattr(thing.fill, "__closure__", None) or ()]
-        return {**{name: _described(getattr(thing, name)) for name in ("name", "at", "inputs", "seed", "recipe", "features")}, "holds": held}
+    if isinstance(thing, Tensor):
+        exact = thing.detach().cpu().to(torch.float64 if thing.is_floating_point() else torch.int64)
+        return f"{thing.dtype} {tuple(thing.shape)} {_digest(exact.numpy().tobytes())}"
     if isinstance(thing, Mapping):
-        return {str(name): _described(value) for name, value in thing.items()}
-    if isinstance(thing, (list, tuple, set, frozenset)):
-        return [_described(one) for one in thing]
-    if callable(thing):
-        return f"function {getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
-    fields = getattr(type(thing), "__dataclass_fields__", None)
-    return {name: _described(getattr(thing, name)) for name in fields} if fields else str(thing)
+        return {str(name): inner(value) for name, value in thing.items()}
+    if isinstance(thing, (set, frozenset)):
+        return sorted((inner(one) for one in thing), key=repr)
+    if isinstance(thing, (list, tuple)):
+        return [inner(one) for one in thing]
+    if isinstance(thing, nn.Module):
+        return f"{type(thing).__qualname__} {weights_hash(thing)()}"
+    name = f"{getattr(thing, '__module__', type(thing).__module__)}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+    if depth > _DEEPEST or isinstance(thing, type):
+        return name
+    if isinstance(thing, partial):
+        return {"partial": inner(thing.func), "args": inner(thing.args), "keywords": inner(thing.keywords)}
+    if isinstance(thing, FunctionType):
+        held = [inner(cell.cell_contents) for cell in thing.__closure__ or ()]
+        # the code of the project's own functions goes by its version, which is not part of the question
+        code = "" if thing.__module__.startswith("zeroline.") else _digest(thing.__code__.co_code + repr(thing.__code__.co_names).encode())
+        return {"function": name, "code": code, "holds": held, "defaults": inner(thing.__defaults__ or ())}
+    own = getattr(thing, "__dict__", None)
+    return {"": name, **{key: inner(value) for key, value in own.items() if not key.startswith("_")}} if own else name
+
+
+def _digest(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()[:16]

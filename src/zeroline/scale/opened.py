@@ -34,7 +34,9 @@ class Run:
     @property
     def dataset(self) -> Any:
         """The rows as a ``pyarrow.dataset.Dataset``."""
-        return pa.dataset.dataset([str(file) for file in shards(self.folder, RECORDS)], self.layout.schema(), format="parquet")
+        scan = pa.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+        files = [str(file) for file in shards(self.folder, RECORDS)]
+        return pa.dataset.dataset(files, self.layout.schema(), format=pa.dataset.ParquetFileFormat(default_fragment_scan_options=scan))
 
     @property
     def failures(self) -> Any:

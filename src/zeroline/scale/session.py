@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -144,7 +144,8 @@ def run(
             survey = engaged.survey(batch_size or (None if before is None else before.batch), layout)
             if before is not None:
                 before.refuse_other_model(survey.model_id, folder)
-            store.begin(before or _manifest(job, settings, found, survey))
+            told = {"path": found.path, "kind": found.kind, "columns": dict(found.columns), "examples": len(found)}
+            store.begin(_manifest(settings, told, survey) if before is None else replace(before, source=told))
             if retry_failed:
                 store.retry()
             total = min(len(found), limit or len(found))
@@ -198,7 +199,8 @@ class _Session:
             self._flushed = time.monotonic()
         if self._progress is not None:
             passed = time.monotonic() - self._started
-            self._progress(Progress(self._total, len(self._store.finished), len(self._store.quarantined), self._fresh, passed))
+            failed = min(len(self._store.quarantined), self._total)
+            self._progress(Progress(self._total, min(len(self._store.finished), self._total - failed), failed, self._fresh, passed))
         self._refuse_too_many()
 
     def _refuse_too_many(self) -> None:
@@ -228,11 +230,9 @@ def _graceful(stop: threading.Event) -> Iterator[None]:
             signal.signal(kind, handler)
 
 
-def _manifest(job: Job, settings: Mapping[str, Any], source: Source, survey: Survey) -> Manifest:
-    told = {"path": source.path, "kind": source.kind, "columns": dict(source.columns), "examples": len(source)}
-    return Manifest(
-        settings, settings_hash(settings), survey.name, survey.model_id, told, survey.batch, survey.chunk, survey.layout.to_dict(), versions(), now()
-    )
+def _manifest(settings: Mapping[str, Any], source: Mapping[str, Any], survey: Survey) -> Manifest:
+    sizes, columns = (survey.batch, survey.chunk), survey.layout.to_dict()
+    return Manifest(settings, settings_hash(settings), survey.name, survey.model_id, source, *sizes, columns, versions(), now())
 
 
 def _check(engine: str, ray_options: Mapping[str, Any], batch_size: int | None, limit: int | None, max_failures: int | None) -> None:

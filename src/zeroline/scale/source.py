@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,6 +148,9 @@ def _folder(path: Path, asked: Mapping[str, str]) -> Source:
     if not found:
         raise UsageError(f"the folder {str(path)!r} holds no image ({', '.join(SUFFIXES)}), no {LABELS[0]} and no saved dataset")
     names = [file.as_posix() for file in found]
+    for name in names:
+        if not name.isprintable() and name.encode(errors="ignore").decode() != name:
+            raise InputError(f"the file name {name!r} in {str(path)!r} is no Unicode text; rename it")
     columns: dict[str, Sequence[str | None]] = {"id": names, "image": names}
     labelled = [file.parent.as_posix() if len(file.parts) > 1 else None for file in found]
     if any(labelled):
@@ -162,7 +166,7 @@ def _table_file(path: Path, asked: Mapping[str, str]) -> Source:
         types, read = _csv(path) if kind == "csv" else _parquet(path)
         roles = _roles(path.name, list(types), asked)
         embedded: dict[str, str] = {role: roles[role] for role in ("image", "mask") if role in roles and _holds_pixels(types[roles[role]])}
-        table = read([column for role, column in roles.items() if role not in embedded])
+        table = read(list(dict.fromkeys(column for role, column in roles.items() if role not in embedded)))
     except (pa.ArrowInvalid, pa.ArrowException, OSError, UnicodeDecodeError) as problem:
         raise LoadError(f"cannot read {str(path)!r} as {'CSV' if kind == 'csv' else 'Parquet'}: {str(problem).splitlines()[0]}") from None
     return _tabled(str(path), kind, table, roles, embedded)
@@ -177,8 +181,7 @@ def _csv(path: Path) -> tuple[Columns, Read]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as file:
         names = next(csv.reader(file, delimiter=delimiter), [])
-    if len(set(names)) < len(names):
-        raise InputError(f"{path.name!r} has two columns of one name: {', '.join(names)}")
+    _refuse_twins(path, names)
     types: Columns = dict.fromkeys(names, pa.string())
 
     def read(columns: Sequence[str]) -> pa.Table:
@@ -191,7 +194,13 @@ def _csv(path: Path) -> tuple[Columns, Read]:
 def _parquet(path: Path) -> tuple[Columns, Read]:
     file = pa.parquet.ParquetFile(path)
     schema = file.schema_arrow
+    _refuse_twins(path, schema.names)
     return dict(zip(schema.names, schema.types)), lambda columns: file.read(list(columns))
+
+
+def _refuse_twins(path: Path, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise InputError(f"{path.name!r} has two columns of one name: {', '.join(names)}")
 
 
 def _holds_pixels(kind: pa.DataType) -> bool:
@@ -221,9 +230,10 @@ def _saved_dataset(path: Path, asked: Mapping[str, str], split: str | None) -> S
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid) as problem:
         raise LoadError(f"cannot read {str(path)!r} as a saved dataset: {str(problem).splitlines()[0]}") from None
     pictures = [name for name, feature in found.features.items() if isinstance(feature, datasets.Image)]
-    roles = _roles(path.name, list(found.features), {**({"image": pictures[0]} if len(pictures) == 1 else {}), **asked})
+    free = [name for name in pictures if name not in ROLES["mask"] and name not in asked.values()]
+    roles = _roles(path.name, list(found.features), {**({"image": free[0]} if len(free) == 1 else {}), **asked})
     embedded: dict[str, str] = {role: roles[role] for role in ("image", "mask") if role in roles and roles[role] in pictures}
-    light = [column for role, column in roles.items() if role not in embedded]
+    light = list(dict.fromkeys(column for role, column in roles.items() if role not in embedded))
     table = found.select_columns(light).with_format("arrow")[:] if light else pa.table({"n": pa.nulls(len(found))})
     named = found.features.get(roles.get("label", ""))
     if isinstance(named, datasets.ClassLabel):
@@ -266,8 +276,8 @@ def _tabled(path: str, kind: str, table: pa.Table, roles: Mapping[str, str], emb
 
 def _as_text(column: pa.ChunkedArray, name: str) -> pa.Array:
     kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        return pa.array([None if one is None else ",".join(str(round(n)) for n in one) for one in column.to_pylist()], pa.string())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.array([None if one is None else ",".join(map(_whole, one)) for one in column.to_pylist()], pa.string())
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
     try:
@@ -276,11 +286,16 @@ def _as_text(column: pa.ChunkedArray, name: str) -> pa.Array:
         raise InputError(f"the column {name!r} holds {kind}; texts, numbers, lists of numbers (a box) and image bytes are possible") from None
 
 
+def _whole(number: Any) -> str:
+    """A side of a box in whole pixels; what is no number stays, for the error of its example."""
+    return str(round(number)) if isinstance(number, (int, float)) and math.isfinite(number) else str(number)
+
+
 class _ParquetPixels:
     """Image bytes inside a Parquet file; the row group that was read last is kept, since examples come in order."""
 
     def __init__(self, path: str) -> None:
-        self._file = pa.parquet.ParquetFile(path)
+        self._file, self._folder = pa.parquet.ParquetFile(path), Path(path).parent
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
         self._kept: dict[str, tuple[int, pa.ChunkedArray]] = {}
@@ -292,7 +307,7 @@ class _ParquetPixels:
             if self._kept.get(column, (-1, None))[0] != group:
                 self._kept[column] = (group, self._file.read_row_group(group, [column]).column(0))
             found = self._kept[column][1][number - self._starts[group]]
-        return _bytes(found.as_py())
+        return _bytes(found.as_py(), self._folder)
 
 
 class _DatasetPixels:
@@ -301,20 +316,20 @@ class _DatasetPixels:
     def __init__(self, path: str) -> None:
         import datasets
 
-        self._found = datasets.load_from_disk(path)
+        self._found, self._folder = datasets.load_from_disk(path), Path(path)
 
     def read(self, number: int, column: str) -> bytes | None:
-        return _bytes(self._found.select_columns([column]).with_format("arrow")[number][column][0].as_py())
+        return _bytes(self._found.select_columns([column]).with_format("arrow")[number][column][0].as_py(), self._folder)
 
 
-def _bytes(found: Any) -> bytes | None:
-    """Bytes, or the file that a Hugging Face image names instead of holding its bytes."""
+def _bytes(found: Any, folder: Path) -> bytes | None:
+    """Bytes, or the file (from ``folder``) that a Hugging Face image names instead of holding its bytes."""
     if found is None or isinstance(found, bytes):
         return found
     if found.get("bytes") is not None:
         return bytes(found["bytes"])
     try:
-        return None if not found.get("path") else Path(found["path"]).read_bytes()
+        return None if not found.get("path") else (folder / found["path"]).read_bytes()
     except OSError as problem:
         raise LoadError(f"cannot read {found['path']!r}: {problem.strerror or problem}") from None
 

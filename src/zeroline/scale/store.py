@@ -16,9 +16,9 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,7 +139,9 @@ class Store:
         self._writer = ThreadPoolExecutor(1, "shards")
         self._pending: Future[None] | None = None
         self._gathered: list[pa.Table] = []
+        self._under_way: list[str] = []  # ids of the shard that is being written
         self._wrong: list[Failure] = []
+        self._stale: list[str] = []  # examples whose rows must go from their shards
         try:
             self.manifest = Manifest.read(self.folder)
             if self.manifest is None and any((self.folder / name).exists() for name in (RECORDS, FAILURES)):
@@ -170,8 +172,9 @@ class Store:
         for _, ids, hashes in self._readable(FAILURES):
             self.quarantined |= {one: hashed for one, hashed in zip(ids, hashes) if one not in self.finished}
         self._next = {name: self._number(name) for name in (RECORDS, FAILURES)}
-        self.manifest = replace(manifest, done=len(self.finished), failed=len(self.quarantined))
-        self.manifest.write(self.folder)
+        self.manifest = replace(manifest, state="running", done=len(self.finished), failed=len(self.quarantined))
+        with self._on_disk():
+            self.manifest.write(self.folder)
 
     def add(self, table: pa.Table | None, failures: Sequence[Failure]) -> None:
         """Take in what a batch gave. Examples that are there already are left out: none is there twice."""
@@ -184,8 +187,9 @@ class Store:
             for one in ids:
                 self.quarantined.pop(one, None)
             if table.num_rows:
-                self._gathered.append(table)
+                self._gathered = [*self._without(set(table["id"].to_pylist())), table]
         for failure in failures:
+            self._forget(failure)
             known = failure.id in self.quarantined and self.quarantined[failure.id] == failure.content_hash
             self.quarantined[failure.id] = failure.content_hash
             if not known:
@@ -193,24 +197,42 @@ class Store:
         if sum(table.nbytes for table in self._gathered) >= self.shard_bytes:
             self.flush()
 
+    def _forget(self, failure: Failure) -> None:
+        """An example whose contents changed since it was explained, and now fails, is finished no more; one that cannot be read now still is."""
+        if failure.content_hash is not None and self.finished.pop(failure.id, None) is not None:
+            self._gathered = self._without({failure.id})
+            self._stale.append(failure.id)
+
+    def _without(self, ids: set[str]) -> list[pa.Table]:
+        """What is gathered but for some examples."""
+        kept = []
+        for table in self._gathered:
+            there = [one not in ids for one in table["id"].to_pylist()]
+            table = table if all(there) else table.filter(pa.array(there))
+            if table.num_rows:
+                kept.append(table)
+        return kept
+
     def flush(self, *, wait: bool = False) -> None:
         """Write what is gathered as a shard; ``wait`` until it is on the disk. Raises RunError where an earlier shard could not be written."""
         self._settle()
-        tables, failures = self._gathered, self._wrong
-        self._gathered, self._wrong = [], []
-        if tables or failures:
-            self._pending = self._writer.submit(self._write, tables, failures, len(self.finished), len(self.quarantined))
+        tables, failures, stale = self._gathered, self._wrong, self._stale
+        self._gathered, self._wrong, self._stale = [], [], []
+        if tables or failures or stale:
+            self._under_way = [one for table in tables for one in table["id"].to_pylist()]
+            self._pending = self._writer.submit(self._write, tables, failures, stale, len(self.quarantined))
         if wait:
             self._settle()
 
     def close(self, state: str, session: Mapping[str, Any]) -> None:
         """The last shard, then the manifest with how the run ended."""
         self.flush(wait=True)
-        self._refresh_failures()
         assert self.manifest is not None  # begin() comes first
         sessions = (*self.manifest.sessions, session)
-        self.manifest = replace(self.manifest, state=state, done=len(self.finished), failed=len(self.quarantined), sessions=sessions)
-        self.manifest.write(self.folder)
+        self.manifest = replace(self.manifest, state=state, done=len(self._where), failed=len(self.quarantined), sessions=sessions)
+        with self._on_disk():
+            self._refresh_failures()
+            self.manifest.write(self.folder)
 
     def retry(self) -> int:
         """Forget the failures of earlier runs, so that their examples are tried again."""
@@ -222,13 +244,24 @@ class Store:
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
+        with self._on_disk():
+            try:
+                pending.result()
+            except OSError:
+                for one in self._under_way:
+                    self.finished.pop(one, None)
+                raise
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """What the disk refuses, as one clear error."""
         try:
-            pending.result()
+            yield
         except OSError as problem:
             why = problem.strerror or problem
             raise RunError(f"cannot write to {str(self.folder)!r}: {why}; what was written before is kept: make room and run it again") from None
 
-    def _write(self, tables: Sequence[pa.Table], failures: Sequence[Failure], done: int, failed: int) -> None:
+    def _write(self, tables: Sequence[pa.Table], failures: Sequence[Failure], stale: Sequence[str], failed: int) -> None:
         assert self.manifest is not None
         if tables:
             table = pa.concat_tables(tables)
@@ -238,10 +271,13 @@ class Store:
             for old in {self._where[one] for one in ids if one in self._where}:  # their contents have changed since
                 self._drop(old, ids)
             self._where |= dict.fromkeys(ids, file)
+        for one in stale:
+            if one in self._where:
+                self._drop(self._where.pop(one), [one])
         if failures:
             told = {"settings_hash": self.manifest.settings_hash, "model_hash": self.manifest.model_hash}
             _write_shard(self._name(FAILURES), pa.Table.from_pylist([{**asdict(one), **told} for one in failures], FAILURE), self.manifest)
-        self.manifest = replace(self.manifest, done=done, failed=failed)
+        self.manifest = replace(self.manifest, done=len(self._where), failed=failed)
         self.manifest.write(self.folder)
 
     def _name(self, kind: str) -> Path:
@@ -250,8 +286,8 @@ class Store:
         return self.folder / kind / f"part-{number:06d}.parquet"
 
     def _number(self, kind: str) -> int:
-        taken = [file for where in (kind, DAMAGED) for file in (self.folder / where).glob("part-*.parquet")]
-        return max((int(file.stem.removeprefix("part-")) + 1 for file in taken if file.stem.removeprefix("part-").isdecimal()), default=0)
+        taken = [file for where in (kind, DAMAGED) for file in (self.folder / where).glob("*part-*.parquet")]
+        return max((_order(file) + 1 for file in taken), default=0)
 
     def _readable(self, kind: str) -> Iterable[tuple[Path, list[str], list[str]]]:
         """Each shard's ids and hashes, in order; those that cannot be read are set aside."""
@@ -262,7 +298,7 @@ class Store:
             except (pa.ArrowException, OSError, KeyError) as problem:
                 aside = self.folder / DAMAGED
                 aside.mkdir(exist_ok=True)
-                file.replace(aside / file.name)
+                file.replace(aside / (f"{kind}-{file.name}" if (aside / file.name).exists() else file.name))
                 self.notes.append(
                     f"{file.name} cannot be read ({str(problem).splitlines()[0]}): set aside in {DAMAGED}, its examples are explained again"
                 )
@@ -272,14 +308,15 @@ class Store:
     def _drop(self, file: Path, ids: Iterable[str]) -> None:
         """A shard without some examples; the file itself goes where none is left."""
         gone = set(ids)
-        table = pq.read_table(file)
+        table = pq.read_table(file, page_checksum_verification=True)
         kept = table.filter(pa.array([one not in gone for one in table["id"].to_pylist()]))
         if kept.num_rows == table.num_rows:
             return
         if kept.num_rows == 0:
             file.unlink()
             return
-        _replaced(file, lambda temporary: _write_parquet(temporary, kept, table.schema.metadata))
+        told = {key.decode(): value.decode() for key, value in (pq.read_metadata(file).metadata or {}).items() if key == b"zeroline"}
+        _replaced(file, lambda temporary: _write_parquet(temporary, kept, told))
 
     def _refresh_failures(self) -> None:
         """Failures of examples that have been explained since, or that failed again, leave the table."""
@@ -294,7 +331,12 @@ class Store:
 
 def shards(folder: Path, kind: str) -> list[Path]:
     """The files of a kind, in the order in which they were written."""
-    return sorted((folder / kind).glob("part-*.parquet"))
+    return sorted((folder / kind).glob("part-*.parquet"), key=_order)
+
+
+def _order(file: Path) -> int:
+    number = file.stem.rpartition("part-")[2]
+    return int(number) if number.isdecimal() else -1
 
 
 def now() -> str:
@@ -304,22 +346,17 @@ def now() -> str:
 
 def _write_shard(file: Path, table: pa.Table, manifest: Manifest) -> None:
     told = {"schema": SCHEMA, "settings_hash": manifest.settings_hash, "model": manifest.model_id, "layout": manifest.layout}
-    metadata = {**(table.schema.metadata or {}), b"zeroline": json.dumps(told).encode()}
-    _replaced(file, lambda temporary: _write_parquet(temporary, table, metadata))
+    _replaced(file, lambda temporary: _write_parquet(temporary, table, {"zeroline": json.dumps(told)}))
 
 
-def _write_parquet(file: Path, table: pa.Table, metadata: Mapping[bytes, bytes] | None) -> None:
+def _write_parquet(file: Path, table: pa.Table, told: Mapping[str, str]) -> None:
+    """One shard. Without Arrow's own schema in the file arrays are flat lists to everybody: some readers stop at types of Arrow's that they do not
+    know, and the manifest has the shapes."""
     words = [field.name for field in table.schema if pa.types.is_string(field.type)]
-    pq.write_table(
-        table.replace_schema_metadata(metadata),
-        file,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=words,
-        write_statistics=["number"],
-        write_page_checksum=True,
-        row_group_size=4096,
-    )
+    options = {"compression": "zstd", "compression_level": 1, "use_dictionary": words, "write_statistics": ["number"]}
+    with pq.ParquetWriter(file, table.schema.remove_metadata(), **options, write_page_checksum=True, store_schema=False) as writer:
+        writer.write_table(table.replace_schema_metadata(None), row_group_size=4096)
+        writer.add_key_value_metadata(told)
 
 
 def _replaced(file: Path, write: Any) -> None:

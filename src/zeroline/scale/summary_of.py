@@ -50,6 +50,8 @@ def summarize(run: Run | str | Path, *, against: Run | str | Path | None = None)
         raise UsageError(f"{str(run.folder)!r} has no finished example; {run.failures.num_rows} failed: see its failures")
     ids, labels = table["id"].to_pylist(), [label or "" for label in table["label"].to_pylist()]
     figures = {name: _numbers(table[column], column in _SIZES) for name, column in _FIGURES.items() if column in wanted}
+    if "relative_error" not in wanted and {"error", "difference"} <= set(wanted):
+        figures["|error| / |difference|"] = figures["|attribution error|"] / figures["|difference|"]
     relative = figures.get("|error| / |difference|")
     classes = labels if any(labels) else table["target"].to_pylist()
     chosen = dict(Counter(classes).most_common(CLASSES))

@@ -148,7 +148,8 @@ def read_image(file: Path | BinaryIO, called: str) -> Any:
             image.load()
             return image
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as problem:
-        raise LoadError(f"cannot read {called!r} as an image: {problem}") from None
+        unknown = isinstance(problem, UnidentifiedImageError) and not isinstance(file, Path)  # it would name an object in memory
+        raise LoadError(f"cannot read {called!r} as an image: {'no format that Pillow knows' if unknown else problem}") from None
 
 
 def is_input(site: str | None) -> bool:
