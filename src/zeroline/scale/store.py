@@ -139,6 +139,8 @@ class Store:
         self._writer = ThreadPoolExecutor(1, "shards")
         self._pending: Future[None] | None = None
         self._gathered: list[pa.Table] = []
+        self._gathered_ids: set[str] = set()
+        self._gathered_bytes = 0
         self._under_way: list[str] = []  # ids of the shard that is being written
         self._wrong: list[Failure] = []
         self._stale: list[str] = []  # examples whose rows must go from their shards
@@ -187,37 +189,43 @@ class Store:
             for one in ids:
                 self.quarantined.pop(one, None)
             if table.num_rows:
-                self._gathered = [*self._without(set(table["id"].to_pylist())), table]
+                self._gather(table)
         for failure in failures:
             self._forget(failure)
             known = failure.id in self.quarantined and self.quarantined[failure.id] == failure.content_hash
             self.quarantined[failure.id] = failure.content_hash
             if not known:
                 self._wrong.append(failure)
-        if sum(table.nbytes for table in self._gathered) >= self.shard_bytes:
+        if self._gathered_bytes >= self.shard_bytes:
             self.flush()
 
     def _forget(self, failure: Failure) -> None:
         """An example whose contents changed since it was explained, and now fails, is finished no more; one that cannot be read now still is."""
         if failure.content_hash is not None and self.finished.pop(failure.id, None) is not None:
-            self._gathered = self._without({failure.id})
+            self._ungather({failure.id})
             self._stale.append(failure.id)
 
-    def _without(self, ids: set[str]) -> list[pa.Table]:
-        """What is gathered but for some examples."""
-        kept = []
-        for table in self._gathered:
-            there = [one not in ids for one in table["id"].to_pylist()]
-            table = table if all(there) else table.filter(pa.array(there))
-            if table.num_rows:
-                kept.append(table)
-        return kept
+    def _gather(self, table: pa.Table) -> None:
+        ids = set(table["id"].to_pylist())
+        self._ungather(ids)
+        self._gathered.append(table)
+        self._gathered_ids |= ids
+        self._gathered_bytes += table.nbytes
+
+    def _ungather(self, ids: set[str]) -> None:
+        """Leave some examples out of what is gathered."""
+        if ids.isdisjoint(self._gathered_ids):
+            return
+        cut = [table.filter(pa.array([one not in ids for one in table["id"].to_pylist()])) for table in self._gathered]
+        self._gathered = [table for table in cut if table.num_rows]
+        self._gathered_ids -= ids
 
     def flush(self, *, wait: bool = False) -> None:
         """Write what is gathered as a shard; ``wait`` until it is on the disk. Raises RunError where an earlier shard could not be written."""
         self._settle()
         tables, failures, stale = self._gathered, self._wrong, self._stale
         self._gathered, self._wrong, self._stale = [], [], []
+        self._gathered_ids, self._gathered_bytes = set(), 0
         if tables or failures or stale:
             self._under_way = [one for table in tables for one in table["id"].to_pylist()]
             self._pending = self._writer.submit(self._write, tables, failures, stale, len(self.quarantined))
