@@ -71,6 +71,32 @@ def against_bare(folder: Path, work: Path, count: int, rounds: int) -> None:
         print(f"| {name} | {middle[0]:.0f} | {middle[1]:.0f} | {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |", flush=True)
 
 
+def equal(folder: Path, work: Path, count: int) -> None:
+    """Values with other batch sizes against those of batches of one."""
+    print("\n| method | batch | examples on the same path | largest difference, in units of the target | as a share of the example's largest value |")
+    print("|---|---|---|---|---|")
+    for method, options, _ in ASKED:
+        name = f"{method}, {'4 nodes' if options else 'adaptive path'}" if method == "integrated_gradients" else method
+        found = {}
+        for batch in (1, 16, 64):
+            ours(folder, work / "out", method, options, batch, count)
+            found[batch] = {id: (record, _values(record)) for id, record in zl.open_run(work / "out").records()}
+        for batch in (16, 64):
+            same = {id for id, (record, _) in found[1].items() if _path(record) == _path(found[batch][id][0])}
+            apart = {id: float((found[1][id][1] - found[batch][id][1]).abs().max()) for id in same}
+            shares = [apart[id] / float(found[1][id][1].abs().max()) for id in same]
+            print(f"| {name} | {batch} | {len(same)} of {count} | {max(apart.values()):.1e} | {max(shares):.1e} |", flush=True)
+
+
+def _values(record: object) -> torch.Tensor:
+    return record.values if isinstance(record, zl.Attribution) else record.of("pixel_values")  # type: ignore[attr-defined]
+
+
+def _path(record: object) -> object:
+    """How many nodes an adaptive path took; the same count may still be other nodes."""
+    return int(record.evaluations) if isinstance(record, zl.Attribution) else None
+
+
 def memory(folder: Path, out: Path, count: int) -> None:
     """Resident memory of a run's process while it goes through all examples."""
     program = (
@@ -190,6 +216,7 @@ def main() -> None:
         folder = pictures(work / "pictures", given.examples)
         (folder / "labels.csv").unlink()
         against_bare(folder, work, given.examples, given.rounds)
+        equal(folder, work, min(given.examples, 200))
         memory(folder, work / "memory", given.examples)
         workers(folder, work, min(given.examples, 1000), given.rounds)
         parts(work)
