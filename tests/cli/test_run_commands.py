@@ -217,6 +217,17 @@ def test_a_pipe_gets_plain_lines_and_json_alone(digits, tmp_path):
     assert "\x1b" not in told.stderr + told.stdout
 
 
+def test_a_damaged_shard_is_said_and_its_examples_are_explained_again(capsys, digits, done, tmp_path):
+    run(capsys, "run", digits, "--out", tmp_path, *QUICK)
+    (shard,) = (tmp_path / "records").glob("part-*")
+    shard.write_bytes(shard.read_bytes()[:-9])
+    status, _, err = run(capsys, "run", digits, "--out", tmp_path, *QUICK)
+    assert status == 0
+    assert f"warning: {shard.name} cannot be read" in err
+    assert "set aside in damaged, its examples are explained again" in err
+    assert values_of(zl.open_run(tmp_path)) == values_of(done)
+
+
 # --- what cannot be asked ----------------------------------------------------------------------------------------------------------------
 
 

@@ -214,6 +214,12 @@ def test_targets_that_hold_other_numbers_have_other_hashes():
     assert apart(Job("m", target=number(1)), Job("m", target=number(2)))
 
 
+@pytest.mark.parametrize("method", ["logic", "mechanism"])
+def test_a_baseline_of_files_is_refused_where_it_means_nothing(method):
+    with pytest.raises(UsageError, match=f"for {method} it is one that needs no folder"):
+        Job("m", method, baseline="mean_of(pictures)")
+
+
 # --- baselines of files ----------------------------------------------------------------------------------------------------------
 
 

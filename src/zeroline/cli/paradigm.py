@@ -18,10 +18,9 @@ from zeroline.baseline import BaselineLike
 from zeroline.cli import show
 from zeroline.errors import TargetError, UsageError
 from zeroline.model.audio import read_audio
-from zeroline.model.inputs import Inputs
 from zeroline.model.loading import Sourced
 from zeroline.model.words import words_of
-from zeroline.paradigm.players import missing_word
+from zeroline.paradigm.players import missing
 from zeroline.report.figure import Picture
 from zeroline.spelling.sources import load_sourced, open_image, sources_of
 from zeroline.target import TargetLike, sequence
@@ -62,13 +61,7 @@ class Given:
             raise UsageError(
                 f"--baseline {image!r} was given; here it is one that needs no folder: zeros, black, mean, blur(8), constant(0.5), noise(0)"
             )
-        found: dict[str, BaselineLike] = {}
-        for name, tensor in Inputs.of(self.sourced.model, self.inputs).tensors.items():
-            if tensor.is_floating_point():
-                found[name] = by_name(image)
-            elif self.sourced.tokenizer is not None and tensor.ndim == 2:
-                found[name] = missing_word(self.sourced.tokenizer)
-        return found
+        return missing(self.sourced.model, self.inputs, self.sourced.tokenizer, by_name(image))
 
 
 def given(model: str, image: Path | None, text: str | None, passage: str | None, audio: Path | None, *, trust_remote_code: bool) -> Given:

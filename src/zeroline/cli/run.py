@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.progress import Progress as Bar
 
 from zeroline.cli import show
 from zeroline.cli.options import BaselineOrNone, Grid, ModelName, Prefix, TrustRemoteCode
-from zeroline.errors import UsageError
+from zeroline.errors import UsageError, ZerolineWarning
 from zeroline.scale import Progress
 from zeroline.scale import run as over_source
 from zeroline.scale.job import read_options
@@ -60,7 +61,7 @@ def run(
     """Explain every example of a source; run the same again to go on where it ended."""
     options = read_options(option or [])
     named = _columns(columns)
-    with progress() as report, _interruptible():
+    with progress() as report, _interruptible(), _told_at_once():
         found = over_source(
             source,
             model=model,
@@ -106,6 +107,15 @@ def _interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         show.notes.print("note: what is finished is written; run the same again to go on", markup=False)
         raise
+
+
+@contextmanager
+def _told_at_once() -> Iterator[None]:
+    """Warnings as lines when they come: a run is long."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ZerolineWarning)
+        warnings.showwarning = lambda message, *_: show.notes.print(f"warning: {message}", markup=False)
+        yield
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zeroline.baseline import Baseline, mask_token, pad_token, unknown_token
+from zeroline.baseline import Baseline, BaselineLike, mask_token, pad_token, unknown_token
 from zeroline.errors import InputError, NotFoundError, UsageError
 from zeroline.model.families import patches_of
 from zeroline.model.inputs import Inputs
@@ -64,6 +64,17 @@ def missing_word(tokenizer: Any) -> Baseline:
         if getattr(tokenizer, name, None) is not None:
             return maker(tokenizer)
     raise InputError("the tokenizer has no mask, unknown or padding token; give baseline=zl.baseline.token(id)")
+
+
+def missing(model: nn.Module, inputs: Any, tokenizer: Any | None, picture: BaselineLike) -> dict[str, BaselineLike]:
+    """What stands for absent sources, by input: ``missing_word`` for ids where there is a tokenizer, ``picture`` for what holds real numbers."""
+    found: dict[str, BaselineLike] = {}
+    for name, tensor in Inputs.of(model, inputs).tensors.items():
+        if tensor.is_floating_point():
+            found[name] = picture
+        elif tokenizer is not None and tensor.ndim == 2:
+            found[name] = missing_word(tokenizer)
+    return found
 
 
 def grid(rows: int, columns: int) -> dict[str, Box]:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from zeroline.baseline import Baseline, BaselineLike, by_name
 from zeroline.errors import NotFoundError, TargetError, UsageError
 from zeroline.methods import METHODS, ROUTES
-from zeroline.model.inputs import Inputs
 from zeroline.model.loading import Loaded, Sourced
 from zeroline.model.preprocessing import preprocessing_of
 from zeroline.paradigm import ground, logic, mechanism
@@ -82,23 +81,13 @@ class Asking:
             return ROUTES[job.method](model, inputs, target=target, **options)
         if job.method == "ground":
             return ground(model, inputs, target=target, **options)
-        absent = self._absent(inputs)
+        assert self._baseline is not None  # the job has one for these two
+        absent = make.missing(model, inputs, self.sourced.tokenizer, self._baseline)
         if job.method == "mechanism":
             return mechanism(model, inputs, target=target, baseline=absent, **options)
         kind, regions = options.pop("players", PLAYERS[0]), options.pop("regions", "2x2")
         players = None if kind == "sources" else self._players(inputs, kind, regions)
         return logic(model, inputs, target=target, players=players, baseline=absent, **options)
-
-    def _absent(self, inputs: Any) -> dict[str, BaselineLike]:
-        """What stands for absent words (the tokenizer's mask, else unknown, else padding token), and for an absent picture."""
-        found: dict[str, BaselineLike] = {}
-        for name, tensor in Inputs.of(self.sourced.model, inputs).tensors.items():
-            if tensor.is_floating_point():
-                assert self._baseline is not None  # the job has one for these methods
-                found[name] = self._baseline
-            elif self.sourced.tokenizer is not None and tensor.ndim == 2:
-                found[name] = make.missing_word(self.sourced.tokenizer)
-        return found
 
     def _players(self, inputs: Any, kind: str, regions: str) -> list[Any]:
         found: list[Any] = []

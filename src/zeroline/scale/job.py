@@ -76,6 +76,10 @@ class Job:
             raise UsageError(f"a site ({self.site!r}) means nothing to {self.method}; it belongs to {', '.join(METHODS)}")
         if self.baseline is not None and self.method not in _BASELINES:
             raise UsageError(f"a baseline means nothing to {self.method}; it belongs to {', '.join(sorted(_BASELINES))}")
+        if self.method in PARADIGMS and isinstance(self.baseline, str) and self.baseline.partition("(")[0].strip() in ("mean_of", "distribution"):
+            raise UsageError(
+                f"the baseline {self.baseline!r} was asked; for {self.method} it is one that needs no folder, e.g. zeros, black, blur(8)"
+            )
         for what, found in (("grid", self.grid), ("prefix", self.prefix)):
             if found is not None and (self.method in PARADIGMS or what not in options_of(self.method)):
                 raise UsageError(f"a {what} means nothing to {self.method}")

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from zeroline.baseline import Baseline, Distribution
-from zeroline.errors import NotConvergedWarning, NotFoundError, RunError, UsageError
+from zeroline.errors import NotConvergedWarning, NotFoundError, RunError, UsageError, ZerolineWarning
 from zeroline.model.identity import versions
 from zeroline.model.loading import Sourced
 from zeroline.scale.columns import Layout
@@ -125,7 +125,8 @@ def run(
 
     Raises:
         UsageError and its kinds for what cannot be asked, before anything is written; RunError where writing fails or ``max_failures`` is reached;
-        KeyboardInterrupt after Ctrl-C (or SIGTERM), once the batch under way is finished and written.
+        KeyboardInterrupt after Ctrl-C (or SIGTERM), once the batch under way is finished and written. A ZerolineWarning for a shard that cannot be
+        read: its examples are explained again.
     """
     job = Job(model, method, target, site, baseline, dict(options or {}), grid, prefix, keep, device, dtype, preprocess, trust_remote_code)
     ray_options = {"workers": workers, "gpus_per_worker": gpus_per_worker, "cpus_per_worker": cpus_per_worker, "address": address}
@@ -146,6 +147,8 @@ def run(
                 before.refuse_other_model(survey.model_id, folder)
             told = {"path": found.path, "kind": found.kind, "columns": dict(found.columns), "examples": len(found)}
             store.begin(_manifest(settings, told, survey) if before is None else replace(before, source=told))
+            for note in store.notes:
+                warnings.warn(note, ZerolineWarning, stacklevel=2)
             if retry_failed:
                 store.retry()
             total = min(len(found), limit or len(found))
