@@ -193,7 +193,9 @@ def parts(work: Path) -> None:
     rows, file = 64, work / "one.parquet"
     print("| part, per example of 224 x 224 | milliseconds on one core | bytes on the disk |\n|---|---|---|")
     print(f"| hash a JPEG of {len(raw) // 1024} KiB | {each(lambda: hashlib.sha256(raw).hexdigest(), 200):.2f} | |")
-    print(f"| decode it (500 x 375), resize, normalise | {each(decoded, 50):.2f} | |")
+    decode = each(decoded, 50)
+    print(f"| decode it (500 x 375), resize, normalise | {decode:.2f} | |")
+    driver: dict[str, float] = {}
     for keep, shape in (("values", (3, 224, 224)), ("map", (224, 224)), ("map of 14 x 14 tokens", (14, 14))):
         # heavy tails, as attributions have: noise compresses worse than they do
         values = (random.standard_normal((rows, *shape)) * random.random((rows, *[1] * len(shape))) ** 3).astype(np.float32)
@@ -201,25 +203,47 @@ def parts(work: Path) -> None:
         table = pa.table({"id": [str(i) for i in range(rows)], "number": list(range(rows)), "values": arrays})
         write = each(partial(_write_parquet, file, table, {}), 3) / rows
         hand = each(partial(across, Finished(table)), 3) / rows
+        driver[keep] = hand + write
         print(f"| keep {keep}: hand over between processes | {hand:.3f} | |")
         print(f"| keep {keep}: compress and write | {write:.3f} | {file.stat().st_size // rows:,} |")
+    growth(decode, driver)
+
+
+def growth(decode: float, driver: dict[str, float], pace: float = 20.0) -> None:
+    """Hours for a million examples, and what they wait for: the models, one decoding core per GPU, or the driver that writes."""
+    print(f"\n| GPUs, each {pace:g} examples per second | " + " | ".join(f"keep {keep}" for keep in driver) + " |\n|---|---|---|---|")
+    for gpus in (1, 8, 64):
+        cells = []
+        for cost in driver.values():
+            limits = {"model": gpus * pace, "decode": gpus * 1000 / decode, "write": 1000 / cost}
+            slowest = min(limits, key=lambda part: limits[part])
+            cells.append(f"{1e6 / limits[slowest] / 3600:.1f} h ({slowest})")
+        print(f"| {gpus} | " + " | ".join(cells) + " |")
+    caps = ", ".join(f"{1000 / cost:,.0f} (keep {keep})" for keep, cost in driver.items())
+    print(f"\nOne core decodes {1000 / decode:.0f} examples per second; the driver writes {caps}.")
 
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--examples", type=int, default=20_000)
     asked.add_argument("--rounds", type=int, default=3)
+    asked.add_argument("--only", choices=["bare", "equal", "memory", "workers", "parts"])
     given = asked.parse_args()
     torch.set_num_threads(1)
     work = Path(tempfile.mkdtemp(prefix="scale-"))
     try:
         folder = pictures(work / "pictures", given.examples)
         (folder / "labels.csv").unlink()
-        against_bare(folder, work, given.examples, given.rounds)
-        equal(folder, work, min(given.examples, 200))
-        memory(folder, work / "memory", given.examples)
-        workers(folder, work, min(given.examples, 1000), given.rounds)
-        parts(work)
+        every = {
+            "bare": lambda: against_bare(folder, work, given.examples, given.rounds),
+            "equal": lambda: equal(folder, work, min(given.examples, 200)),
+            "memory": lambda: memory(folder, work / "memory", given.examples),
+            "workers": lambda: workers(folder, work, min(given.examples, 1000), given.rounds),
+            "parts": lambda: parts(work),
+        }
+        for name, part in every.items():
+            if given.only in (None, name):
+                part()
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -216,14 +216,14 @@ def _drawn(mask: Path | None, box: str | None, image: Any) -> Any | None:
         if drawn.size != image.size:
             raise UsageError(f"the mask {str(mask)!r} is {drawn.width} x {drawn.height}; the image is {image.width} x {image.height}")
         return drawn
-    return None if box is None else drawn_box(box, image)
+    return None if box is None else drawn_box(box, image, "--box")
 
 
-def drawn_box(box: str, image: Any) -> Any:
-    """LEFT,TOP,RIGHT,BOTTOM in white on black, of the image's size."""
+def drawn_box(box: str, image: Any, called: str = "the box") -> Any:
+    """LEFT,TOP,RIGHT,BOTTOM in white on black, of the image's size; errors name what could not be read as it is ``called``."""
     from PIL import Image, ImageDraw
 
-    left, top, right, bottom = read_box(box, image, f"cannot read the box {box!r}; write LEFT,TOP,RIGHT,BOTTOM in pixels", f"the box {box}")
+    left, top, right, bottom = read_box(box, image, f"cannot read {called} {box!r}; write LEFT,TOP,RIGHT,BOTTOM in pixels", f"the box {box}")
     drawn = Image.new("RGB", image.size)
     ImageDraw.Draw(drawn).rectangle((left, top, right - 1, bottom - 1), fill="white")
     return drawn
