@@ -133,6 +133,15 @@ def draw(points: list[list[float]], file: Path) -> None:
     figure.save(drawn, file)
 
 
+def summary(folder: Path, out: Path, count: int) -> None:
+    """The picture of docs/runs.md: each example's own label explained, summarized."""
+    from zeroline.report import figure, summary_figure
+
+    found = zl.summarize(zl.run(folder, model="zoo:digits-vit", out=out, target="label", limit=count))
+    print(f"{found}\n", flush=True)
+    figure.save(summary_figure.figure(found), Path(__file__).parents[1] / "docs" / "images" / "summary.png")
+
+
 def workers(folder: Path, work: Path, count: int, rounds: int) -> None:
     """Two single-thread workers against one, on one machine of two cores; Ray's start apart."""
     found: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
@@ -227,12 +236,14 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--examples", type=int, default=20_000)
     asked.add_argument("--rounds", type=int, default=3)
-    asked.add_argument("--only", choices=["bare", "equal", "memory", "workers", "parts"])
+    asked.add_argument("--only", choices=["summary", "bare", "equal", "memory", "workers", "parts"])
     given = asked.parse_args()
     torch.set_num_threads(1)
     work = Path(tempfile.mkdtemp(prefix="scale-"))
     try:
         folder = pictures(work / "pictures", given.examples)
+        if given.only in (None, "summary"):
+            summary(folder, work / "summary", min(given.examples, 2000))
         (folder / "labels.csv").unlink()
         every = {
             "bare": lambda: against_bare(folder, work, given.examples, given.rounds),

@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, steered by lines on standard input: what tests and the soak lose nodes of.
+"""A Ray cluster of two nodes on this machine, steered by lines on standard input: tests lose nodes of it.
 
 python cluster.py      prints the address; "lose" kills the second node, "add" brings another, end of input ends it
 """
