@@ -106,13 +106,13 @@ def killed(asked: list[str], seconds: float) -> bool:
         return True
 
 
-def drivers(source: Path, out: Path, kills: int, draw: random.Random, *more: str) -> str:
-    """Kill the driver at random moments, from its start until some seconds after its first shard; then let it end."""
+def drivers(source: Path, out: Path, kills: int, draw: random.Random, after: float, *more: str) -> str:
+    """Kill the driver at random moments, from its start until ``after`` seconds after its first shard; then let it end."""
     start = first_shard(source, out, *more)
     shutil.rmtree(out)
     count = useful = done = 0
     while count < kills:
-        if not killed(command(source, out, *more), draw.uniform(0.3 * start, start + 5)):
+        if not killed(command(source, out, *more), draw.uniform(0.3 * start, start + after)):
             shutil.rmtree(out)  # it had ended: from the beginning
             done = 0
             continue
@@ -221,7 +221,7 @@ def main() -> None:
     asked.add_argument("--short", action="store_true")
     asked.add_argument("--examples", type=int)
     asked.add_argument("--kills", type=int)
-    asked.add_argument("--only", choices=["drivers"], help="kill drivers, of both engines, and nothing else")
+    asked.add_argument("--only", choices=["drivers", "ray-driver"], help="kill drivers (of both engines, or Ray's), and nothing else")
     given = asked.parse_args()
     examples = given.examples or (120 if given.short else 2000)
     kills = given.kills or (3 if given.short else 50)
@@ -239,10 +239,11 @@ def main() -> None:
 
     print("| fault | how often | rows afterwards | values against an undisturbed run |\n|---|---|---|---|")
     try:
-        check("local engine: the process killed", work / "local", drivers(source, work / "local", kills, draw))
-        how = drivers(source, work / "ray", max(1, kills // 5), draw, "--engine", "ray", "--workers", "2")
+        if given.only != "ray-driver":
+            check("local engine: the process killed", work / "local", drivers(source, work / "local", kills, draw, 5))
+        how = drivers(source, work / "ray", max(1, kills // 5), draw, 15, "--engine", "ray", "--workers", "2")
         check("Ray: the driver killed", work / "ray", how)
-        if given.only == "drivers":
+        if given.only is not None:
             return
         count = workers(source, work / "workers", max(1, kills // 5), draw)
         check("Ray: a worker killed", work / "workers", f"{count} times in one run")
