@@ -228,6 +228,15 @@ def test_a_damaged_shard_is_said_and_its_examples_are_explained_again(capsys, di
     assert values_of(zl.open_run(tmp_path)) == values_of(done)
 
 
+def test_a_folder_to_which_nothing_was_written_goes_as_it_came(capsys, digits, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for out in (tmp_path / "a" / "b", tmp_path / "mine"):
+        status, _, _ = run(capsys, "run", digits, "--out", out, *QUICK, "--target", "ninee")
+        assert status == 2
+    assert not (tmp_path / "a").exists()
+    assert not list((tmp_path / "mine").glob("[!.]*"))
+
+
 # --- what cannot be asked ----------------------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +267,7 @@ BAD = {
     "an empty folder": ("empty", (), 2, ("the folder '{empty}' holds no image", ".png", "labels.csv")),
     "a text file": ("text", (), 2, ("'{text}' is no source", ".csv, .tsv or .parquet")),
     "no image column": ("names", (), 2, ("'names.csv' has the columns picture, said, digit", "columns image=NAME")),
-    "a column that is not there": ("names", ("--columns", "image=pictures"), 2, ("no column of 'names.csv' 'pictures'", "nearest: picture")),
+    "a column that is not there": ("names", ("--columns", "image=pictures"), 2, ("no column 'pictures'; nearest: picture; in 'names.csv'",)),
     "a role that is none": ("names", ("--columns", "photo=picture"), 2, ("no role of a column 'photo'", "image, text, passage, label, mask, box")),
     "columns without equals": ("names", ("--columns", "picture"), 2, ("cannot read --columns 'picture'", "ROLE=COLUMN")),
     "columns without a name": ("names", ("--columns", "image="), 2, ("cannot read --columns 'image='",)),

@@ -230,7 +230,7 @@ def test_of_several_usual_names_the_first_is_meant(tmp_path, names, image):
 
 def test_a_column_that_is_not_there_names_the_nearest(tmp_path):
     (tmp_path / "t.csv").write_text("image,answer\na.png,cat\n")
-    with pytest.raises(NotFoundError, match=r"no column of 't.csv' 'awnser'; nearest: answer"):
+    with pytest.raises(NotFoundError, match=r"no column 'awnser'; nearest: answer; in 't.csv'"):
         Source.open(tmp_path / "t.csv", columns={"label": "awnser"})
 
 

@@ -247,7 +247,7 @@ def _roles(name: str, columns: Sequence[str], asked: Mapping[str, str]) -> dict[
     """Role -> column: as asked, else by the usual names."""
     for column in asked.values():
         if column not in columns:
-            raise NotFoundError.among(f"column of {name!r}", column, columns)
+            raise NotFoundError.among("column", column, columns, f"in {name!r}")
     usual = {role: column for role, names in ROLES.items() for column in reversed(names) if column in columns}
     found = {role: asked.get(role) or usual[role] for role in ROLES if role in asked or role in usual}
     if not {"image", "text"} & set(found):

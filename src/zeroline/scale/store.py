@@ -121,6 +121,7 @@ class Store:
     manifest: Manifest | None = None
 
     def __enter__(self) -> Store:
+        self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]  # the deepest first
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -155,7 +156,15 @@ class Store:
 
     def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, traceback: TracebackType | None) -> None:
         self._writer.shutdown(wait=True)
-        self._lock.release()  # the file stays: who deletes it may delete the lock of the next writer
+        # the lock's file stays, since who deletes it may delete that of the next writer; but a folder that nothing was written to goes as it came
+        unused = bool(self._made) and not (self.folder / MANIFEST).exists()
+        for name in (WRITER, LOCK) if unused else ():
+            with suppress(OSError):
+                (self.folder / name).unlink()
+        self._lock.release()
+        for folder in self._made if unused else ():
+            with suppress(OSError):
+                folder.rmdir()
 
     def begin(self, manifest: Manifest) -> None:
         """Take up what is there: temporary files go, unreadable shards are set aside, an example that is there twice is left in the later shard."""
