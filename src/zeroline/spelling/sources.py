@@ -1,4 +1,4 @@
-"""What the command line is pointed at: a model by scheme, an image by path."""
+"""What people point at: a model by scheme, an image by path, a baseline or a box in words."""
 
 from __future__ import annotations
 
