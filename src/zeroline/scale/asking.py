@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zeroline.baseline import Baseline, BaselineLike, by_name
 from zeroline.errors import NotFoundError, TargetError, UsageError
 from zeroline.methods import METHODS, ROUTES
+from zeroline.model.ask import labels_of
 from zeroline.model.loading import Loaded, Sourced
 from zeroline.model.preprocessing import preprocessing_of
 from zeroline.paradigm import ground, logic, mechanism
@@ -139,5 +140,4 @@ def _device(asked: str) -> torch.device:
 
 def _of_module(model: nn.Module, job: Job) -> Sourced:
     preprocess = job.preprocess or preprocessing_of(model)
-    labels = {str(name): int(number) for number, name in (getattr(getattr(model, "config", None), "id2label", None) or {}).items()}
-    return Sourced(type(model).__name__, model, lambda image, _: preprocess(image), labels)
+    return Sourced(type(model).__name__, model, lambda image, _: preprocess(image), labels_of(model))

@@ -53,7 +53,10 @@ class Run:
         for name in columns or ():
             if name not in known:
                 raise NotFoundError.among("column", name, known)
-        for batch in self.dataset.to_batches(columns=None if columns is None else list(columns), batch_size=_ROWS_AT_ONCE):
+        yield from self._rows(columns=None if columns is None else list(columns))
+
+    def _rows(self, **scan: Any) -> Iterator[dict[str, Any]]:
+        for batch in self.dataset.to_batches(batch_size=_ROWS_AT_ONCE, **scan):
             arrays = {n: (c.storage if isinstance(c.type, pa.BaseExtensionType) else c) for n, c in zip(batch.schema.names, batch.columns)}
             yield from pa.RecordBatch.from_pydict(arrays).to_pylist() if arrays else ()
 
@@ -65,11 +68,9 @@ class Run:
 
     def record(self, id: str) -> Any:
         """The record of one example. Raises NotFoundError where there is none."""
-        found = self.dataset.to_table(filter=pa.dataset.field("id") == id)
-        if found.num_rows == 0:
+        row = next(self._rows(filter=pa.dataset.field("id") == id), None)
+        if row is None:
             raise NotFoundError(f"no example {id!r} among the {len(self)} finished in {str(self.folder)!r}")
-        arrays = [c.combine_chunks().storage if isinstance(c.type, pa.BaseExtensionType) else c for c in found.columns]
-        row = pa.table(arrays, found.schema.names).slice(0, 1).to_pylist()[0]
         return self.layout.record(row, f"example {id!r} in {str(self.folder)!r}")
 
     def to_dict(self) -> dict[str, Any]:

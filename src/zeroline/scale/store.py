@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zeroline.errors import LoadError, RunError, UsageError
-from zeroline.scale.columns import SCHEMA, Layout
+from zeroline.scale.columns import SCHEMA
 from zeroline.scale.job import differences
 from zeroline.scale.prepare import Failure
 
@@ -405,8 +405,3 @@ def _told(writer: Path) -> str:
         return f" ({writer.read_text().strip()})"
     except OSError:
         return ""
-
-
-def layout_of(manifest: Manifest) -> Layout:
-    """The columns of a run."""
-    return Layout.from_dict(manifest.layout)
