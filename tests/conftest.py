@@ -29,3 +29,12 @@ def samples():
 def _same_numbers_every_time():
     """Every test draws from the same seed, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def exact_kernels():
+    """Convolutions on a GPU in full float32, as on the CPU: torch's default there, TF32, keeps ten bits of the mantissa."""
+    kept = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = kept

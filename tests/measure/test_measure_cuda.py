@@ -10,6 +10,11 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 B = zl.baseline
 
 
+@pytest.fixture(autouse=True)
+def no_tf32(exact_kernels):
+    """Here figures are compared with the CPU's."""
+
+
 def both(samples):
     """The zoo's model and three images on the CPU and on the GPU."""
     x = {"pixel_values": torch.cat([sample.inputs["pixel_values"] for sample in samples[:3]])}
@@ -26,13 +31,21 @@ def test_the_cam_family_is_the_same(samples, name):
     assert torch.allclose(sum(found.budget.values()), found.error, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [lambda x: B.mean_of(x), lambda x: B.distribution(x, draws=2), lambda x: B.neutral(B.black()), lambda x: B.blur(8)])
+@pytest.mark.parametrize("make", [lambda x: B.mean_of(x), lambda x: B.distribution(x, draws=2), lambda x: B.blur(8)])
 def test_baselines_are_the_same(samples, make):
     (model, x), (theirs, y) = both(samples)
     asked = {"target": zl.top(), "site": "vit.layers.1"}
     ours, found = (zl.integrated_gradients(m, inputs, baseline=make(inputs), **asked) for m, inputs in ((model, x), (theirs, y)))
     assert torch.allclose(found.difference.cpu(), ours.difference, atol=0.05)
     assert bool((found.relative_error <= 0.02).all())
+
+
+def test_a_neutral_baseline_is_as_neutral_there(samples):
+    """The search goes its own way on other kernels, so where it ends is not compared: how neutral that is is, and how exact what is measured from it."""
+    for model, inputs in both(samples):
+        found = zl.integrated_gradients(model, inputs, target=zl.top(), site="vit.layers.1", baseline=B.neutral(B.black(), kl=0.01))
+        assert bool((found.baseline_kl <= 0.01).all())
+        assert bool((found.relative_error <= 0.02).all())
 
 
 def test_audits_layers_and_curves_run_and_agree(samples):

@@ -24,7 +24,7 @@ def values(run):
 
 
 @pytest.mark.parametrize(("dtype", "close"), [("float32", 2e-3), ("bfloat16", 0.2)])
-def test_a_gpu_gives_the_rows_of_the_cpu(dtype, close, pictures, tmp_path):
+def test_a_gpu_gives_the_rows_of_the_cpu(dtype, close, pictures, tmp_path, exact_kernels):
     asked = {"model": "zoo:digits-vit", "options": RULE, "target": "seven"}
     here = values(zl.run(pictures, out=tmp_path / "cpu", device="cpu", **asked))
     there = values(zl.run(pictures, out=tmp_path / "gpu", device="cuda", dtype=dtype, **asked))
