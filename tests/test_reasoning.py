@@ -454,7 +454,7 @@ def test_what_is_no_record_of_logic_is_refused(both, tmp_path):
     with pytest.raises(LoadError, match="holds logic 2, not logic of format 1"):
         Logic.load(tmp_path / "newer.safetensors")
     records.write(tmp_path / "nameless.safetensors", {}, {"format": 1})
-    with pytest.raises(LoadError, match="holds an attribution 1, not logic"):
+    with pytest.raises(LoadError, match="holds something else 1, not logic"):
         Logic.load(tmp_path / "nameless.safetensors")
     (tmp_path / "text").write_text("no record")
     with pytest.raises(LoadError, match="is not a logic record that zeroline saved"):

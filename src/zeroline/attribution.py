@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from zeroline import records
-from zeroline.errors import LoadError, SiteError
+from zeroline.errors import SiteError
 
 FORMAT = 2
+KIND = "attribution"  # its files name no kind: the others do
 UNDEFINED = "the difference is within the rounding of the two outputs: the target does not tell x from this baseline"
 _UNITS = 8  # a difference below this many units in the last place of the outputs is rounding
 
@@ -189,16 +190,12 @@ class Attribution:
     @classmethod
     def load(cls, path: str | Path) -> Attribution:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
-        record, tensors = records.read(path, "an attribution")
-        if "shapes" not in record:
-            raise LoadError(f"{str(path)!r} holds {record.get('kind', 'something else')}, not an attribution; see zl.Relevance.load")
-        return cls.unpacked(tensors, record, str(path))
+        return records.load(path, "an attribution", cls.unpacked)
 
     @classmethod
     def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Attribution:
         """What ``packed`` gave, as a record again; ``where`` is named in errors."""
-        if record.get("format") != FORMAT:
-            raise LoadError(f"{where!r} has format {record.get('format')}; this version reads {FORMAT}")
+        records.check(record, KIND, FORMAT, where)
         parts, budget = ({name: tensors[f"{kind}/{name}"] for name in record[kept]} for kind, kept in (("values", "shapes"), ("budget", "budget")))
         model_class, _, weights = record["model"].rpartition("@")
         known: dict[str, Any] = {name: tuple(record[name]) for name in ("target", "stopped", "substitutes")}

@@ -23,7 +23,7 @@ from torch import Tensor
 from zeroline import records
 from zeroline.attribution import rounding
 from zeroline.comparison import aligned
-from zeroline.errors import LoadError, NotFoundError
+from zeroline.errors import NotFoundError
 
 FORMAT = 1
 KIND = "audit"
@@ -176,9 +176,12 @@ class BaselineAudit:
     @classmethod
     def load(cls, path: str | Path) -> BaselineAudit:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
-        record, tensors = records.read(path, "a baseline audit")
-        if record.get("kind") != KIND or record.get("format") != FORMAT:
-            raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not an audit of format {FORMAT}")
+        return records.load(path, "a baseline audit", cls.unpacked)
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> BaselineAudit:
+        """What ``save`` wrote, as a record again; ``where`` is named in errors."""
+        records.check(record, KIND, FORMAT, where)
         audited = {
             name: Audited(**{key: tensors[f"{number}/{key}"] for key in _TENSORS if f"{number}/{key}" in tensors})
             for number, name in enumerate(record["names"])

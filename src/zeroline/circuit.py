@@ -20,7 +20,6 @@ from torch import Tensor
 
 from zeroline import records
 from zeroline.comparison import aligned
-from zeroline.errors import LoadError
 from zeroline.maths.rank import spearman
 
 FORMAT = 1
@@ -231,14 +230,12 @@ class Mechanism:
     @classmethod
     def load(cls, path: str | Path) -> Mechanism:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
-        record, tensors = records.read(path, "a mechanism")
-        return cls.unpacked(tensors, record, str(path))
+        return records.load(path, "a mechanism", cls.unpacked)
 
     @classmethod
     def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Mechanism:
         """What ``packed`` gave, as a record again; ``where`` is named in errors."""
-        if record.get("kind") != KIND or record.get("format") != FORMAT:
-            raise LoadError(f"{where!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
+        records.check(record, KIND, FORMAT, where)
         names = ("number", "name", "kind", "queries", "keys", "heads")
         own: dict[str, Any] = {name: tensors[name] for name in _TENSORS}
         own |= {name: tuple(record[name]) for name in ("target", "readout")}

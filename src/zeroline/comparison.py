@@ -12,9 +12,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from zeroline import records
 from zeroline.attribution import Attribution
-from zeroline.errors import LoadError, NotFoundError
+from zeroline.errors import NotFoundError
 from zeroline.relevance import Tokens
 
 FORMAT = 1
@@ -71,10 +73,13 @@ class Comparison:
     @classmethod
     def load(cls, path: str | Path) -> Comparison:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
-        record, tensors = records.read(path, "a comparison")
-        if record.get("kind") != KIND or record.get("format") != FORMAT:
-            raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not a comparison of format {FORMAT}")
-        members = {label: Attribution.unpacked(own, one, str(path)) for label, own, one in records.apart(tensors, record["members"])}
+        return records.load(path, "a comparison", cls.unpacked)
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Comparison:
+        """What ``save`` wrote, as a record again; ``where`` is named in errors."""
+        records.check(record, KIND, FORMAT, where)
+        members = {label: Attribution.unpacked(own, one, where) for label, own, one in records.apart(tensors, record["members"])}
         lies = {label: Tokens(lie["prefix"], None if lie["grid"] is None else tuple(lie["grid"])) for label, lie in record["lies"].items()}
         return cls(members, lies, record["failures"])
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from zeroline import records
 from zeroline.comparison import aligned
-from zeroline.errors import LoadError
 from zeroline.maths.evidence import chance, coverage, inside, pointing
 from zeroline.maths.rank import spearman
 from zeroline.relevance import Relevance
@@ -89,10 +88,13 @@ class Corrections:
     @classmethod
     def load(cls, path: str | Path) -> Corrections:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
-        record, tensors = records.read(path, "corrections")
-        if record.get("kind") != KIND or record.get("format") != FORMAT:
-            raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
-        members = {label: Relevance.unpacked(own, one, str(path)) for label, own, one in records.apart(tensors, record["members"])}
+        return records.load(path, "corrections", cls.unpacked)
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Corrections:
+        """What ``save`` wrote, as a record again; ``where`` is named in errors."""
+        records.check(record, KIND, FORMAT, where)
+        members = {label: Relevance.unpacked(own, one, where) for label, own, one in records.apart(tensors, record["members"])}
         return cls(members, record["stream"], tensors.get("mask"))
 
     def __repr__(self) -> str:

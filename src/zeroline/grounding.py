@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zeroline import records
 from zeroline.comparison import aligned
-from zeroline.errors import LoadError, NotFoundError, UsageError
+from zeroline.errors import NotFoundError, UsageError
 from zeroline.relevance import Tokens
 
 FORMAT = 1
@@ -183,14 +183,12 @@ class Grounding:
     @classmethod
     def load(cls, path: str | Path) -> Grounding:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
-        record, tensors = records.read(path, "a grounding")
-        return cls.unpacked(tensors, record, str(path))
+        return records.load(path, "a grounding", cls.unpacked)
 
     @classmethod
     def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Grounding:
         """What ``packed`` gave, as a record again; ``where`` is named in errors."""
-        if record.get("kind") != KIND or record.get("format") != FORMAT:
-            raise LoadError(f"{where!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
+        records.check(record, KIND, FORMAT, where)
         rows, columns = record["rows"], record["columns"]
         model_class, _, weights = record["model"].rpartition("@")
         own: dict[str, Any] = {name: tensors[name] for name in _TENSORS}

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from zeroline import records
 from zeroline.comparison import aligned
-from zeroline.errors import LoadError
 from zeroline.maths.evidence import inside
 from zeroline.relevance import Relevance
 
@@ -109,14 +108,17 @@ class Guidance:
     @classmethod
     def load(cls, path: str | Path) -> Guidance:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
-        record, tensors = records.read(path, "a guidance")
-        if record.get("kind") != KIND or record.get("format") != FORMAT:
-            raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
+        return records.load(path, "a guidance", cls.unpacked)
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Guidance:
+        """What ``save`` wrote, as a record again; ``where`` is named in errors."""
+        records.check(record, KIND, FORMAT, where)
 
         members: dict[str, dict[str, Relevance]] = {}
         for label, own, one in records.apart(tensors, record["members"]):
             target, when = label.split("/")
-            members.setdefault(target, {})[when] = Relevance.unpacked(own, one, str(path))
+            members.setdefault(target, {})[when] = Relevance.unpacked(own, one, where)
         pictures = {name.removeprefix("picture/"): tensor for name, tensor in tensors.items() if name.startswith("picture/")}
         curves = {when: torch.tensor(curve, dtype=torch.float64) for when, curve in record["own"].items()}
         return cls(members, pictures, tensors["where"], record["probabilities"], curves, record["settings"])

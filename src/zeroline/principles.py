@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor
 
 from zeroline import records
-from zeroline.errors import LoadError
 from zeroline.maths.rank import spearman
 
 FORMAT = 1
@@ -229,10 +228,12 @@ class Principles:
     @classmethod
     def load(cls, path: str | Path) -> Principles:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
-        record, tensors = records.read(path, "a principles report")
-        if record.get("kind") != KIND or record.get("format") != FORMAT:
-            found = f"{record.get('kind', 'attribution')} of format {record.get('format')}"
-            raise LoadError(f"{str(path)!r} is {found}; this reads {KIND} of format {FORMAT}")
+        return records.load(path, "a principles report", cls.unpacked)
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Principles:
+        """What ``save`` wrote, as a record again; ``where`` is named in errors."""
+        records.check(record, KIND, FORMAT, where)
         known: dict[str, Any] = {name: tensors[name] for name in _TENSORS}
         known |= {name: record[name] for name in ("method", "settings", "target", "source", "versions", "model")}
         known["apart"] = math.inf if record["apart"] is None else record["apart"]

@@ -18,7 +18,6 @@ from torch import Tensor
 from zeroline import records
 from zeroline.baseline import Baseline
 from zeroline.comparison import aligned
-from zeroline.errors import LoadError
 from zeroline.maths.coalitions import Implicant, dividends, low_order, members, prime_implicants, shapley
 
 FORMAT = 1
@@ -291,18 +290,13 @@ class Logic:
     @classmethod
     def load(cls, path: str | Path) -> Logic:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
-        record, tensors = records.read(path, "a logic record")
-        return cls.unpacked(tensors, record, str(path))
+        return records.load(path, "a logic record", cls.unpacked)
 
     @classmethod
     def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Logic:
         """What ``packed`` gave, as a record again; ``where`` is named in errors."""
-        if record.get("kind") != KIND or record.get("format") != FORMAT:
-            raise LoadError(f"{where!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
-        try:
-            return cls._unpacked(tensors, record)
-        except (KeyError, TypeError) as problem:
-            raise LoadError(f"{where!r} is a damaged logic record: it lacks {problem}") from None
+        records.check(record, KIND, FORMAT, where)
+        return cls._unpacked(tensors, record)
 
     @classmethod
     def _unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Logic:

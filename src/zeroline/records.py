@@ -7,44 +7,85 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from zeroline.errors import LoadError, UsageError
 
+ASIDE = "seen/"  # tensors beside a record, which its class does not read
+
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Write to a temporary name first, then rename. Raises UsageError where the folder does not exist."""
-    from safetensors.torch import save_file
-
     path = Path(path)
     if not path.parent.is_dir():
         raise UsageError(f"cannot save to {str(path)!r}: there is no folder {str(path.parent)!r}")
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        save_file({name: _packed(tensor) for name, tensor in tensors.items()}, temporary, {"zeroline": json.dumps(record)})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _save(path, tensors, {"zeroline": json.dumps(record)})
+
+
+def add(path: str | Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
+    """Put tensors (named ``aside/...``) and texts into the file of a saved record, which stays what it is."""
+    told, known = _opened(path, "a record", lambda name: True)
+    _save(Path(path), {**known, **tensors}, {**told, **texts})
+
+
+def aside(path: str | Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What ``add`` put there: the text ``key`` as JSON, and the tensors. Empty where nothing was."""
+    told, tensors = _opened(path, "a record", lambda name: name.startswith(ASIDE))
+    with intact(str(path), "record"):
+        found = json.loads(told.get(key, "{}"))
+        if not isinstance(found, dict):
+            raise TypeError(f"{key} is no JSON object")
+        return found, tensors
 
 
 def read(path: str | Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The record and the tensors that ``write`` wrote; a LoadError that says ``what`` was expected where the file is none."""
-    from safetensors import SafetensorError, safe_open
-
+    told, tensors = _opened(path, what, lambda name: not name.startswith(ASIDE))
     try:
-        with safe_open(str(path), "pt") as file:
-            record = json.loads((file.metadata() or {})["zeroline"])
-            return record, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError:
-        raise LoadError(f"no file {str(path)!r}") from None
-    except (SafetensorError, KeyError, ValueError, OSError) as problem:
+        record = json.loads(told["zeroline"])
+    except (KeyError, ValueError, RecursionError) as problem:
         raise LoadError(f"{str(path)!r} is not {what} that zeroline saved ({problem})") from None
+    if not isinstance(record, dict):
+        raise LoadError(f"{str(path)!r} is not {what} that zeroline saved (its record is no JSON object)")
+    return record, tensors
+
+
+def load(path: str | Path, what: str, unpacked: Callable[[Mapping[str, Tensor], Mapping[str, Any], str], T]) -> T:
+    """A record of a file, by its class's ``unpacked``; a LoadError where the file is none, is of another kind, or where parts do not fit together."""
+    record, tensors = read(path, what)
+    with intact(str(path), what):
+        found = unpacked(tensors, record, str(path))
+        found.to_dict()  # every figure of it can be said
+        return found
+
+
+def kind_of(record: Mapping[str, Any]) -> str:
+    """What a record is: attributions name no kind, the others do."""
+    return str(record.get("kind", "attribution" if "shapes" in record else "something else"))
+
+
+def check(record: Mapping[str, Any], kind: str, form: int, where: str) -> None:
+    """Raises LoadError where a record is of another kind or format."""
+    found = kind_of(record)
+    if found != kind or record.get("format") != form:
+        raise LoadError(f"{where!r} holds {found} {record.get('format')}, not {kind} of format {form}")
+
+
+@contextmanager
+def intact(where: str, what: str) -> Iterator[None]:
+    """What goes wrong while a file's parts are put together becomes one LoadError: a text or tensor is missing, or is not what it was."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, ArithmeticError, RecursionError) as problem:
+        said = f"it lacks {problem}" if isinstance(problem, KeyError) else str(problem).strip().partition("\n")[0] or type(problem).__name__
+        raise LoadError(f"{where!r} is a damaged {what.removeprefix('a ').removeprefix('an ')}: {said}") from None
 
 
 def picked(index: int, size: int) -> slice:
@@ -65,6 +106,15 @@ def as_html(caption: str, rows: Iterable[tuple[str, str]]) -> str:
     """(label, value) pairs as a table, for notebooks."""
     lines = "".join(f"<tr><th style='text-align:left'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows)
     return f"<table><caption>{escape(caption)}</caption>{lines}</table>"
+
+
+class Tells(Protocol):
+    """A record that says everything but its values."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+T = TypeVar("T", bound=Tells)
 
 
 class Packs(Protocol):
@@ -89,6 +139,29 @@ def apart(tensors: Mapping[str, Tensor], kept: Sequence[Mapping[str, Any]]) -> I
     for number, one in enumerate(kept):
         start = f"{number}/"
         yield one["label"], {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}, one["record"]
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], texts: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        save_file({name: _packed(tensor) for name, tensor in tensors.items()}, temporary, texts)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _opened(path: str | Path, what: str, wanted: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise LoadError(f"no file {str(path)!r}") from None
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError, RuntimeError) as problem:
+        raise LoadError(f"{str(path)!r} is not {what} that zeroline saved ({problem})") from None
 
 
 def _packed(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zeroline import records
-from zeroline.errors import InputError, LoadError, NotFoundError, UsageError
+from zeroline.errors import InputError, NotFoundError, UsageError
 
 FORMAT = 2
 KIND = "relevance"
@@ -161,15 +161,12 @@ class Relevance:
     @classmethod
     def load(cls, path: str | Path) -> Relevance:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
-        record, tensors = records.read(path, "a relevance")
-        return cls.unpacked(tensors, record, str(path))
+        return records.load(path, "a relevance", cls.unpacked)
 
     @classmethod
     def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Relevance:
         """What ``packed`` gave, as a record again; ``where`` is named in errors."""
-        if record.get("kind") != KIND or record.get("format") != FORMAT:
-            found = f"{record.get('kind', 'attribution')} of format {record.get('format')}"
-            raise LoadError(f"{where!r} is {found}; this reads {KIND} of format {FORMAT}")
+        records.check(record, KIND, FORMAT, where)
         streams = record["streams"]
         model_class, _, weights = record["model"].rpartition("@")
         return cls(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zeroline import records
 from zeroline.comparison import aligned
-from zeroline.errors import LoadError, UsageError
+from zeroline.errors import UsageError
 from zeroline.relevance import Relevance
 
 FORMAT = 1
@@ -150,27 +150,27 @@ class Rewriting:
     def load(cls, folder: str | Path) -> Rewriting:
         """Read what ``save`` wrote: the folder, or its ``rewriting.safetensors``. Raises LoadError where there is none."""
         path = Path(folder) / FILES[2] if Path(folder).is_dir() else Path(folder)
-        record, tensors = records.read(path, "a rewriting")
-        if record.get("kind") != KIND or record.get("format") != FORMAT:
-            raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
-        try:
-            relevance = {when: Relevance.unpacked(own, one, str(path)) for when, own, one in records.apart(tensors, record["relevance"])}
-            known = {name: value for name, value in record.items() if name not in ("kind", "format")}
-            return cls(
-                **{
-                    **known,
-                    "original": tensors["original"],
-                    "rewritten": tensors["rewritten"],
-                    "psnr": math.inf if record["psnr"] is None else record["psnr"],
-                    "grid": tuple(record["grid"]),
-                    "survival": {name: Survival(**one) for name, one in record["survival"].items()},
-                    "tried": tuple((epsilon, good) for epsilon, good in record["tried"]),
-                    "relevance": relevance,
-                    "notes": tuple(record["notes"]),
-                }
-            )
-        except (KeyError, TypeError, ValueError) as problem:
-            raise LoadError(f"{str(path)!r} is a damaged rewriting: {problem}") from None
+        return records.load(path, "a rewriting", cls.unpacked)
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Rewriting:
+        """What ``save`` wrote, as a record again; ``where`` is named in errors."""
+        records.check(record, KIND, FORMAT, where)
+        relevance = {when: Relevance.unpacked(own, one, where) for when, own, one in records.apart(tensors, record["relevance"])}
+        known = {name: value for name, value in record.items() if name not in ("kind", "format")}
+        return cls(
+            **{
+                **known,
+                "original": tensors["original"],
+                "rewritten": tensors["rewritten"],
+                "psnr": math.inf if record["psnr"] is None else record["psnr"],
+                "grid": tuple(record["grid"]),
+                "survival": {name: Survival(**one) for name, one in record["survival"].items()},
+                "tried": tuple((epsilon, good) for epsilon, good in record["tried"]),
+                "relevance": relevance,
+                "notes": tuple(record["notes"]),
+            }
+        )
 
     def __repr__(self) -> str:
         return f"Rewriting\n{aligned(self.rows())}"

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from zeroline import records
 from zeroline.comparison import aligned
-from zeroline.errors import LoadError
 
 FORMAT = 1
 KIND = "summary"
@@ -136,9 +135,12 @@ class Summary:
     @classmethod
     def load(cls, path: str | Path) -> Summary:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
-        record, tensors = records.read(path, "a summary")
-        if record.get("kind") != KIND or record.get("format") != FORMAT:
-            raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
+        return records.load(path, "a summary", cls.unpacked)
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Summary:
+        """What ``save`` wrote, as a record again; ``where`` is named in errors."""
+        records.check(record, KIND, FORMAT, where)
         own = {name: record[name] for name in ("folder", "model", "settings", "examples", "failed", "reasons", "stopped", "counts")}
         own |= {name: tuple((id, label, value) for id, label, value in record[name]) for name in ("slowest", "least_exact")}
         kept = record["histogram"]

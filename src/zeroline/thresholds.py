@@ -16,7 +16,6 @@ from torch import Tensor
 
 from zeroline import records
 from zeroline.comparison import aligned
-from zeroline.errors import LoadError
 from zeroline.maths.intervals import median_interval, wilson
 from zeroline.rewriting import amount
 
@@ -167,14 +166,14 @@ class Robustness:
     @classmethod
     def load(cls, path: str | Path) -> Robustness:
         """Read a record that ``save`` wrote. Raises LoadError where the file is not one."""
-        record, tensors = records.read(path, "a robustness")
-        if record.get("kind") != KIND or record.get("format") != FORMAT:
-            raise LoadError(f"{str(path)!r} holds {record.get('kind', 'an attribution')} {record.get('format')}, not {KIND} of format {FORMAT}")
-        try:
-            known: dict[str, Any] = {name: record[name] for name in ("model", "norm", "most", "survived", "settings", "failures")}
-            known |= {name: tuple(record[name]) for name in _LISTS} | {name: tensors[name] for name in _TENSORS}
-        except (KeyError, TypeError) as problem:
-            raise LoadError(f"{str(path)!r} is a damaged robustness record: {problem}") from None
+        return records.load(path, "a robustness", cls.unpacked)
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], where: str) -> Robustness:
+        """What ``save`` wrote, as a record again; ``where`` is named in errors."""
+        records.check(record, KIND, FORMAT, where)
+        known: dict[str, Any] = {name: record[name] for name in ("model", "norm", "most", "survived", "settings", "failures")}
+        known |= {name: tuple(record[name]) for name in _LISTS} | {name: tensors[name] for name in _TENSORS}
         return cls(**known)
 
     def __repr__(self) -> str:

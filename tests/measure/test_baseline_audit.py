@@ -95,7 +95,7 @@ def test_it_survives_saving(audit, tmp_path):
     assert again.to_dict() == found.to_dict()
     assert repr(again) == repr(found)
     zl.gradient_x_input(nn.Linear(2, 2), torch.ones(1, 2), target=0, baseline=zl.baseline.zeros()).save(tmp_path / "b.safetensors")
-    with pytest.raises(LoadError, match="holds an attribution"):
+    with pytest.raises(LoadError, match="holds attribution"):
         BaselineAudit.load(tmp_path / "b.safetensors")
 
 

@@ -665,11 +665,11 @@ def test_how_far_outputs_are_apart_is_kept(tmp_path, apart):
 
 def test_other_files_are_refused(digits_vit, few, tmp_path):
     zl.grad_eclip(digits_vit, few["digits-vit"].inputs, target=0).save(tmp_path / "r.safetensors")
-    with pytest.raises(LoadError, match="is relevance of format 2; this reads principles of format 1"):
+    with pytest.raises(LoadError, match="holds relevance 2, not principles of format 1"):
         Principles.load(tmp_path / "r.safetensors")
     found = made()
     records.write(tmp_path / "n.safetensors", {"score": found.score}, {**found.to_dict(), "format": 99})
-    with pytest.raises(LoadError, match="is principles of format 99; this reads principles of format 1"):
+    with pytest.raises(LoadError, match="holds principles 99, not principles of format 1"):
         Principles.load(tmp_path / "n.safetensors")
     (tmp_path / "text.safetensors").write_text("no record")
     with pytest.raises(LoadError, match="is not a principles report"):

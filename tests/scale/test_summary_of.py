@@ -314,7 +314,7 @@ def test_a_summary_is_read_back_as_it_was_written(request, tmp_path, which):
 
 def test_what_is_no_summary_is_not_read(exact, tmp_path):
     next(exact.records())[1].save(tmp_path / "attribution.safetensors")
-    with pytest.raises(LoadError, match="holds an attribution 2, not summary of format 1"):
+    with pytest.raises(LoadError, match="holds attribution 2, not summary of format 1"):
         Summary.load(tmp_path / "attribution.safetensors")
     with pytest.raises(LoadError, match="no file"):
         Summary.load(tmp_path / "gone.safetensors")
