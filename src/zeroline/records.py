@@ -31,15 +31,15 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], record: Mapping[str, 
 
 def add(path: str | Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
     """Put tensors (named ``aside/...``) and texts into the file of a saved record, which stays what it is."""
-    told, known = _opened(path, "a record", lambda name: True)
-    _save(Path(path), {**known, **tensors}, {**told, **texts})
+    before, known = _opened(path, "a record", lambda name: True)
+    _save(Path(path), {**known, **tensors}, {**before, **texts})
 
 
 def aside(path: str | Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What ``add`` put there: the text ``key`` as JSON, and the tensors. Empty where nothing was."""
-    told, tensors = _opened(path, "a record", lambda name: name.startswith(ASIDE))
+    texts, tensors = _opened(path, "a record", lambda name: name.startswith(ASIDE))
     with intact(str(path), "record"):
-        found = json.loads(told.get(key, "{}"))
+        found = json.loads(texts.get(key, "{}"))
         if not isinstance(found, dict):
             raise TypeError(f"{key} is no JSON object")
         return found, tensors
@@ -47,14 +47,13 @@ def aside(path: str | Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor]
 
 def read(path: str | Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The record and the tensors that ``write`` wrote; a LoadError that says ``what`` was expected where the file is none."""
-    told, tensors = _opened(path, what, lambda name: not name.startswith(ASIDE))
-    try:
-        record = json.loads(told["zeroline"])
-    except (KeyError, ValueError, RecursionError) as problem:
-        raise LoadError(f"{str(path)!r} is not {what} that zeroline saved ({problem})") from None
-    if not isinstance(record, dict):
-        raise LoadError(f"{str(path)!r} is not {what} that zeroline saved (its record is no JSON object)")
-    return record, tensors
+    texts, tensors = _opened(path, what, lambda name: not name.startswith(ASIDE))
+    return _record(texts, what, path), tensors
+
+
+def told(path: str | Path, what: str = "a record") -> dict[str, Any]:
+    """The record of a file without its tensors: what it says it is. Raises LoadError where the file is none."""
+    return _record(_opened(path, what, lambda name: False)[0], what, path)
 
 
 def load(path: str | Path, what: str, unpacked: Callable[[Mapping[str, Tensor], Mapping[str, Any], str], T]) -> T:
@@ -150,6 +149,16 @@ def _save(path: Path, tensors: Mapping[str, Tensor], texts: dict[str, str]) -> N
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _record(texts: Mapping[str, str], what: str, path: str | Path) -> dict[str, Any]:
+    try:
+        record = json.loads(texts["zeroline"])
+    except (KeyError, ValueError, RecursionError) as problem:
+        raise LoadError(f"{str(path)!r} is not {what} that zeroline saved ({problem})") from None
+    if not isinstance(record, dict):
+        raise LoadError(f"{str(path)!r} is not {what} that zeroline saved (its record is no JSON object)")
+    return record
 
 
 def _opened(path: str | Path, what: str, wanted: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, Tensor]]:

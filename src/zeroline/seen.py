@@ -62,16 +62,18 @@ class Seen:
     def of(cls, path: str | Path) -> Seen:
         """What was attached to a file; nothing where nothing was. Raises LoadError where the file is no record, or what was attached is damaged."""
         told, tensors = records.aside(path, KEY)
-        parts: dict[str, dict[str, Tensor]] = {"pictures": {}, "places": {}}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.removeprefix(f"{KEY}/").partition("/")
-            parts[kind][rest] = tensor
-        return cls(
-            pictures=parts["pictures"],
-            words={str(name): tuple(map(str, words)) for name, words in told.get("words", {}).items()},
-            grid=tuple(told["grid"]) if told.get("grid") else None,
-            prefix=told.get("prefix"),
-            places={name: tensor.bool() for name, tensor in parts["places"].items()},
-            command=tuple(map(str, told.get("command", ()))),
-            facts=told.get("facts", {}),
-        )
+        with records.intact(str(path), "record"):
+            starts = [f"{KEY}/{kind}/" for kind in ("pictures", "places")]
+            pictures, places = ({n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)} for start in starts)
+            for name, tensor in pictures.items():
+                if tensor.ndim != 3 or tensor.shape[2] != 3 or tensor.dtype != torch.uint8:
+                    raise ValueError(f"the picture {name!r} is {tuple(tensor.shape)} of {tensor.dtype}, not [height, width, 3] of torch.uint8")
+            return cls(
+                pictures=pictures,
+                words={str(name): tuple(map(str, words)) for name, words in told.get("words", {}).items()},
+                grid=None if told.get("grid") is None else (int(told["grid"][0]), int(told["grid"][1])),
+                prefix=None if told.get("prefix") is None else int(told["prefix"]),
+                places={name: tensor.bool() for name, tensor in places.items()},
+                command=tuple(map(str, told.get("command", ()))),
+                facts=dict(told.get("facts", {})),
+            )

@@ -23,9 +23,11 @@ from zeroline.cli import (
     logic,
     mechanism,
     principles,
+    report,
     rewrite,
     robustness,
     run,
+    show,
     sites,
     summarize,
     tables,
@@ -56,6 +58,7 @@ app.command()(robustness.robustness)
 app.command()(principles.principles)
 app.command()(run.run)
 app.command()(summarize.summarize)
+app.command()(report.report)
 app.command()(demo.demo)
 app.command()(sites.sites)
 app.command()(trace.trace)
@@ -70,6 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``zeroline``."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    show.COMMAND.set(tuple(a for a in given if a not in ("--debug", "--report")))
     try:
         app([a for a in given if a != "--debug"], prog_name="zeroline")
     except ZerolineError as problem:

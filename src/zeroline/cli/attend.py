@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +13,13 @@ from rich.text import Text
 
 from zeroline.cli import show
 from zeroline.cli.guides import read_guide
-from zeroline.cli.options import AsJson, Calls, Direction, Grid, Guide, ModelName, Prefix, TrustRemoteCode
+from zeroline.cli.options import AsJson, Calls, Direction, Grid, Guide, ModelName, Prefix, Report, TrustRemoteCode
 from zeroline.methods import attention_relevance
 from zeroline.model.loading import Sourced
 from zeroline.relevance import Relevance
-from zeroline.report import figure, relevance_figure
+from zeroline.report import relevance_figure
+from zeroline.report.drawing import sources
+from zeroline.seen import IMAGE, Seen
 from zeroline.spelling.reading import grid_of
 from zeroline.spelling.sources import image_only, load_sourced, open_image, sources_of, target_for
 
@@ -35,6 +37,7 @@ def attend(
     grid: Grid = None,
     prefix: Prefix = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, relevance.safetensors, record.json.")] = Path("out"),
+    report: Report = False,
     json_: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -59,30 +62,27 @@ def attend(
             prefix=prefix,
         )
         seconds = time.perf_counter() - started
-        drawn = relevance_figure.sources(relevance, pictures=pictures(relevance, sourced, inputs), words=words(relevance, sourced, inputs))
-        written = show.write(relevance, "relevance", out, relevance_figure.figure(relevance, drawn))
+        seen = around(relevance, sourced, inputs)
+        written = show.write(relevance, "relevance", out, seen, report=report)
     if json_:
         print(json.dumps({**relevance.to_dict(), "seconds": seconds, "files": [str(p) for p in written]}, indent=2))
         return
     show.table([("method", relevance.method), *relevance.rows(), ("seconds", f"{seconds:.2f}")])
-    for source in drawn:
+    for source in sources(relevance, seen):
         if source.words and not source.is_map:
             show.output.print(coloured(source))
     show.output.print(f"wrote {', '.join(str(p) for p in written)}", markup=False)
 
 
-def pictures(relevance: Relevance, sourced: Sourced, inputs: Mapping[str, Any]) -> dict[str, figure.Picture]:
-    """The picture that the model was given, for the streams that lie on a grid."""
-    seen = {name: show.picture_of(sourced.model, inputs[name]) for name in relevance.by_source if name in inputs}
-    return {name: picture for name, picture in seen.items() if picture is not None}
-
-
-def words(relevance: Relevance, sourced: Sourced, inputs: Mapping[str, Any]) -> dict[str, Sequence[str]]:
-    """Tokens as text, for the streams of ids."""
-    if sourced.words is None:
-        return {}
-    ids = {name: inputs[name] for name in relevance.by_source if name in inputs and not inputs[name].is_floating_point()}
-    return {name: [str(word) for word in sourced.words(tensor[0].tolist())] for name, tensor in ids.items()}
+def around(relevance: Relevance, sourced: Sourced, inputs: Mapping[str, Any]) -> Seen:
+    """The picture that the model was given, by the streams that lie on it, and the tokens of the streams of ids as text."""
+    streams = [name for name in relevance.by_source if name in inputs]
+    pictures = {name: show.picture_of(sourced.model, inputs[name]) for name in streams}
+    words: dict[str, tuple[str, ...]] = {}
+    if sourced.words is not None:
+        ids = {name: inputs[name] for name in streams if not inputs[name].is_floating_point()}
+        words = {name: tuple(str(word) for word in sourced.words(tensor[0].tolist())) for name, tensor in ids.items()}
+    return Seen(show.levels({**pictures, IMAGE: next((p for p in pictures.values() if p is not None), None)}), words)
 
 
 def coloured(source: relevance_figure.Source) -> Text:

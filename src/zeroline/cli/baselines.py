@@ -15,11 +15,11 @@ from rich.text import Text
 from zeroline.audit import HEAD, BaselineAudit
 from zeroline.baseline import Baseline, Distribution
 from zeroline.cli import show
-from zeroline.cli.options import AsJson, ImageFile, ModelName, TargetText, TrustRemoteCode
+from zeroline.cli.options import AsJson, ImageFile, ModelName, Report, TargetText, TrustRemoteCode
 from zeroline.errors import NotNeutralError, UsageError
 from zeroline.measure import audit_baseline
 from zeroline.model.loading import Loaded
-from zeroline.report import audit_figure
+from zeroline.seen import BASELINE, IMAGE, Seen
 from zeroline.spelling.reading import read_target
 from zeroline.spelling.sources import is_input, load_model, open_image, read_baseline, split
 
@@ -33,6 +33,7 @@ def baselines(
     baselines: Annotated[str, typer.Option(help="Candidates, with commas; see --baseline of `zeroline explain`.")] = CANDIDATES,
     site: Annotated[str | None, typer.Option(help="Where the features are; default: the input.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, audit.safetensors, record.json.")] = Path("out"),
+    report: Report = False,
     json_: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -46,11 +47,12 @@ def baselines(
     inputs = loaded.preprocess(picture)
     with show.results_folder(out):
         known, failures = _settled(loaded, inputs, asked, site)
-        with show.progress("baselines") as report:
-            audit = audit_baseline(loaded.model, inputs, read_target(target, loaded.labels), list(known.values()), site=site, progress=report)
+        with show.progress("baselines") as told:
+            audit = audit_baseline(loaded.model, inputs, read_target(target, loaded.labels), list(known.values()), site=site, progress=told)
             audit = replace(audit, failures={**audit.failures, **failures})
-        pictures = {name: show.baseline_picture(loaded, inputs, known[name], audit.site) for name in audit.baselines}
-        written = show.write(audit, "audit", out, audit_figure.figure(audit, show.pixels(loaded, inputs), pictures))
+        pictures = {f"{BASELINE}/{name}": show.baseline_picture(loaded, inputs, known[name], audit.site) for name in audit.baselines}
+        seen = Seen(show.levels({IMAGE: show.pixels(loaded, inputs), **pictures}))
+        written = show.write(audit, "audit", out, seen, report=report)
     if json_:
         print(json.dumps({**audit.to_dict(), "files": [str(p) for p in written]}, indent=2))
     else:

@@ -10,13 +10,13 @@ from typing import Annotated
 import typer
 
 from zeroline.cli import show
-from zeroline.cli.options import BASELINES, AsJson, Grid, ImageFile, ModelName, Prefix, TargetText, TrustRemoteCode
+from zeroline.cli.options import BASELINES, AsJson, Grid, ImageFile, ModelName, Prefix, Report, TargetText, TrustRemoteCode
 from zeroline.comparison import Comparison
 from zeroline.errors import InputError
 from zeroline.maths.cam import STAGES
 from zeroline.measure import compare as side_by_side
 from zeroline.measure.compare import DEFAULT
-from zeroline.report import comparison_figure
+from zeroline.seen import IMAGE, Seen
 from zeroline.spelling.reading import grid_of, read_target
 from zeroline.spelling.sources import is_input, load_model, open_image, read_baseline, split
 
@@ -32,6 +32,7 @@ def compare(
     grid: Grid = None,
     prefix: Prefix = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, comparison.safetensors, record.json.")] = Path("out"),
+    report: Report = False,
     json_: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -43,7 +44,7 @@ def compare(
     chosen = read_baseline(baseline, loaded, at_input=is_input(site))
     with show.results_folder(out):
         chosen = show.settled(loaded, inputs, chosen, site)
-        with show.progress("methods") as report, warnings.catch_warnings(record=True) as caught:
+        with show.progress("methods") as told, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             found = side_by_side(
                 loaded.model,
@@ -55,14 +56,14 @@ def compare(
                 grid_site=grid_site,
                 grid=shape,
                 prefix=prefix,
-                progress=report,
+                progress=told,
             )
         for warning in caught:
             show.notes.print(f"warning: {warning.message}", markup=False)
         seen = show.pixels(loaded, inputs)
         if seen is None:
             raise InputError("the model's inputs hold no image")
-        written = show.write(found, "comparison", out, comparison_figure.figure(found, seen))
+        written = show.write(found, "comparison", out, Seen(show.levels({IMAGE: seen})), report=report)
     if json_:
         print(json.dumps({**found.to_dict(), "files": [str(p) for p in written]}, indent=2))
         return

@@ -12,11 +12,11 @@ from rich.text import Text
 
 from zeroline.cli import show
 from zeroline.cli.guides import read_guide
-from zeroline.cli.options import AsJson, BoxText, Calls, Direction, Grid, Guide, ImageFile, MaskFile, ModelName, Prefix, TrustRemoteCode
+from zeroline.cli.options import AsJson, BoxText, Calls, Direction, Grid, Guide, ImageFile, MaskFile, ModelName, Prefix, Report, TrustRemoteCode
 from zeroline.corrected import HEAD
 from zeroline.errors import InputError
 from zeroline.measure import corrections as by_correction
-from zeroline.report import corrections_figure
+from zeroline.seen import IMAGE, Seen
 from zeroline.spelling.reading import grid_of
 from zeroline.spelling.sources import image_only, load_sourced, open_image, open_mask, sources_of, target_for
 
@@ -33,6 +33,7 @@ def corrections(
     grid: Grid = None,
     prefix: Prefix = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, corrections.safetensors, record.json.")] = Path("out"),
+    report: Report = False,
     json_: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -49,7 +50,7 @@ def corrections(
         seen = show.picture_among(sourced.model, inputs)
         if seen is None:
             raise InputError("the model's inputs hold no image")
-        written = show.write(found, "corrections", out, corrections_figure.figure(found, seen))
+        written = show.write(found, "corrections", out, Seen(show.levels({IMAGE: seen})), report=report)
     if json_:
         print(json.dumps({**found.to_dict(), "files": [str(p) for p in written]}, indent=2))
         return

@@ -14,7 +14,19 @@ import typer
 from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline, Distribution
 from zeroline.cli import explain_sources, show
-from zeroline.cli.options import AsJson, BaselineOrNone, Grid, ImageFile, MaxEvaluations, ModelName, Prefix, TargetText, Tolerance, TrustRemoteCode
+from zeroline.cli.options import (
+    AsJson,
+    BaselineOrNone,
+    Grid,
+    ImageFile,
+    MaxEvaluations,
+    ModelName,
+    Prefix,
+    Report,
+    TargetText,
+    Tolerance,
+    TrustRemoteCode,
+)
 from zeroline.errors import NotFoundError, UsageError
 from zeroline.methods import CAMS, METHODS, ROUTES
 from zeroline.model.loading import Loaded
@@ -53,6 +65,7 @@ def explain(
     grid: Grid = None,
     prefix: Prefix = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, attribution.safetensors, record.json.")] = Path("out"),
+    report: Report = False,
     json_: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -71,13 +84,13 @@ def explain(
     baseline = baseline or "black"
     if text or method in ROUTES:
         question = explain_sources.Question(open_image(image), tuple(text or ()), method, target, site, baseline, asked)
-        explain_sources.answer(load_sourced(model, trust_remote_code=trust_remote_code), question, out, as_json=json_)
+        explain_sources.answer(load_sourced(model, trust_remote_code=trust_remote_code), question, out, as_json=json_, report=report)
         return
     picture = open_image(image)
     loaded = load_model(model, trust_remote_code=trust_remote_code)
     chosen = read_baseline(baseline, loaded, at_input=is_input(site))
     inputs, wanted = loaded.preprocess(picture), read_target(target, loaded.labels)
-    answer(loaded, inputs, method, wanted, site, chosen, asked, out, as_json=json_, grid=shape, prefix=prefix)
+    answer(loaded, inputs, method, wanted, site, chosen, asked, out, as_json=json_, report=report, grid=shape, prefix=prefix)
 
 
 def answer(
@@ -91,6 +104,7 @@ def answer(
     out: Path,
     *,
     as_json: bool = False,
+    report: bool = False,
     grid: tuple[int, int] | None = None,
     prefix: int | None = None,
 ) -> Attribution:
@@ -98,15 +112,15 @@ def answer(
     with show.results_folder(out):
         started = time.perf_counter()
         baseline = show.settled(loaded, inputs, baseline, site)
-        with show.progress("gradient evaluations") as report, warnings.catch_warnings(record=True) as caught:
+        with show.progress("gradient evaluations") as told, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if "progress" in inspect.signature(METHODS[method]).parameters:
-                options = {**options, "progress": report}
+                options = {**options, "progress": told}
             attribution = METHODS[method](loaded.model, inputs, target=target, site=site, baseline=baseline, **options)
         seconds = time.perf_counter() - started
         for warning in caught:
             show.notes.print(f"warning: {warning.message}", markup=False)
-        written = show.write(attribution, "attribution", out, show.draw(attribution, loaded, inputs, baseline, grid, prefix))
+        written = show.write(attribution, "attribution", out, show.around(attribution, loaded, inputs, baseline, grid, prefix), report=report)
     if as_json:
         print(json.dumps({**attribution.to_dict(), "seconds": seconds, "files": [str(p) for p in written]}, indent=2))
     else:

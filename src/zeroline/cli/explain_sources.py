@@ -17,9 +17,11 @@ from zeroline.methods import METHODS, ROUTES
 from zeroline.model.inputs import Inputs
 from zeroline.model.loading import Sourced
 from zeroline.model.positions import positions_of
-from zeroline.relevance import Relevance
-from zeroline.report import figure, relevance_figure, texts_figure
+from zeroline.relevance import Relevance, Tokens
+from zeroline.report import figure, texts_figure
+from zeroline.report.drawing import draw, sources
 from zeroline.report.panels import heat_of
+from zeroline.seen import IMAGE, Seen
 from zeroline.similarity import similarity
 from zeroline.spelling.reading import read_target, scale_of
 from zeroline.spelling.sources import image_only, is_input, read_baseline, sources_of
@@ -41,7 +43,7 @@ class Question:
     options: Mapping[str, Any]
 
 
-def answer(sourced: Sourced, asked: Question, out: Path, *, as_json: bool = False) -> None:
+def answer(sourced: Sourced, asked: Question, out: Path, *, as_json: bool = False, report: bool = False) -> None:
     """One record per text, and per contrast of the first text with another; the figure, and the tables."""
     sources_of(sourced, asked.image, asked.texts[0] if asked.texts else None)
     parts = _questions(sourced, asked)
@@ -51,29 +53,30 @@ def answer(sourced: Sourced, asked: Question, out: Path, *, as_json: bool = Fals
     with show.results_folder(out):
         for label, (text, inputs, target) in parts.items():
             found[label] = (_ask(sourced, asked, text, inputs, target), inputs)
-        drawn = _figure(sourced, asked, found)
-        with show.fresh(out) as folder:
-            records = {label: one.to_dict() for label, (one, _) in found.items()}
-            for number, (one, _) in enumerate(found.values()):
-                one.save(folder / f"{_file(one, number, len(found))}.safetensors")
-            (folder / "record.json").write_text(json.dumps(records if several else next(iter(records.values())), indent=2) + "\n")
-            if drawn is not None:
-                figure.save(drawn, folder / "figure.png")
-            names = sorted(path.name for path in folder.iterdir())
+        records = {label: one.to_dict() for label, (one, _) in found.items()}
+        shown = {"texts": records} if several else next(iter(records.values()))
+        seen = {label: _around(sourced, one, inputs) for label, (one, inputs) in found.items()}
+        files = {_file(one, number, len(found)): label for number, (label, (one, _)) in enumerate(found.items())}
+        written = show.write_several(
+            {file: found[label][0] for file, label in files.items()},
+            records if several else shown,
+            out,
+            {file: seen[label] for file, label in files.items()},
+            _figure(sourced, asked, found, seen),
+            report=report,
+        )
     seconds = time.perf_counter() - started
     if as_json:
-        files = [str(out / name) for name in names]
-        shown = {"texts": records} if several else next(iter(records.values()))
-        print(json.dumps({**shown, "seconds": seconds, "files": files}, indent=2))
+        print(json.dumps({**shown, "seconds": seconds, "files": [str(path) for path in written]}, indent=2))
         return
-    for label, (one, inputs) in found.items():
+    for label, (one, _) in found.items():
         named = [("text", label)] if asked.texts else []
         show.table([*named, ("method", one.method), *one.rows()])
         if isinstance(one, Relevance):
-            for source in _sources(sourced, one, inputs):
+            for source in sources(one, seen[label]):
                 if source.words and not source.is_map:
                     show.output.print(attend.coloured(source))
-    show.output.print(f"wrote {', '.join(str(out / name) for name in names)}  ({seconds:.2f} s)", markup=False)
+    show.output.print(f"wrote {', '.join(str(path) for path in written)}  ({seconds:.2f} s)", markup=False)
 
 
 def _questions(sourced: Sourced, asked: Question) -> dict[str, tuple[str | None, Mapping[str, Any], Target]]:
@@ -115,17 +118,20 @@ def _ask(sourced: Sourced, asked: Question, text: str | None, inputs: Mapping[st
     return result
 
 
-def _sources(sourced: Sourced, one: Relevance, inputs: Mapping[str, Any]) -> list[relevance_figure.Source]:
-    return relevance_figure.sources(one, pictures=attend.pictures(one, sourced, inputs), words=attend.words(one, sourced, inputs))
+def _around(sourced: Sourced, one: Found, inputs: Mapping[str, Any]) -> Seen:
+    if isinstance(one, Relevance):
+        return attend.around(one, sourced, inputs)
+    lie = positions_of(sourced.model, Inputs.of(sourced.model, inputs), figure.picture_part(one))
+    return Seen(show.levels({IMAGE: show.picture_among(sourced.model, inputs)}), grid=lie.grid, prefix=lie.prefix if lie.grid is not None else None)
 
 
-def _figure(sourced: Sourced, asked: Question, found: Mapping[str, tuple[Found, Mapping[str, Any]]]) -> Any | None:
+def _figure(sourced: Sourced, asked: Question, found: Mapping[str, tuple[Found, Mapping[str, Any]]], seen: Mapping[str, Seen]) -> Any | None:
     """One record that has sources as `attend` draws it; several side by side."""
     if len(found) == 1:
-        one, inputs = next(iter(found.values()))
+        label, (one, _) = next(iter(found.items()))
         if isinstance(one, Relevance):
-            return relevance_figure.figure(one, _sources(sourced, one, inputs))
-    panels = {label: _panel(sourced, one, inputs) for label, (one, inputs) in found.items()}
+            return draw(one, seen[label])
+    panels = {label: _panel(one, seen[label]) for label, (one, _) in found.items()}
     inputs = next(iter(found.values()))[1]
     picture = show.picture_among(sourced.model, inputs)
     if picture is None:
@@ -134,16 +140,15 @@ def _figure(sourced: Sourced, asked: Question, found: Mapping[str, tuple[Found, 
     return texts_figure.figure(panels, picture, f"What {asked.method} finds in the image for each text")
 
 
-def _panel(sourced: Sourced, one: Found, inputs: Mapping[str, Any]) -> texts_figure.Panel:
+def _panel(one: Found, seen: Seen) -> texts_figure.Panel:
     output = f"f(x) {float(one.output[0]):.3g}"
     if isinstance(one, Relevance):
-        drawn = _sources(sourced, one, inputs)
+        drawn = sources(one, seen)
         heat = next((source.heat for source in drawn if source.is_map), None)
         return texts_figure.Panel(heat, output, next((source for source in drawn if not source.is_map and source.words), None))
-    lie = positions_of(sourced.model, Inputs.of(sourced.model, inputs), figure.picture_part(one))
     share = "undefined" if one.relative_error is None else f"{float(one.relative_error[0]):.1%}"
     below = f"{output}, from {one.baseline}\nsum {float(one.total[0]):.3g} of difference {float(one.difference[0]):.3g}\nerror {share}"
-    return texts_figure.Panel(heat_of(one, lie), below)
+    return texts_figure.Panel(heat_of(one, None if seen.grid is None else Tokens(seen.prefix or 0, seen.grid)), below)
 
 
 def _file(one: Found, number: int, count: int) -> str:

@@ -10,13 +10,12 @@ import torch
 import typer
 
 from zeroline.cli import show
-from zeroline.cli.options import AsJson, Calls, Grid, ModelName, Prefix, TargetText, TrustRemoteCode
+from zeroline.cli.options import AsJson, Calls, Grid, ModelName, Prefix, Report, TargetText, TrustRemoteCode
 from zeroline.cli.paradigm import Audio, Correction, Given, ImageOrNone, Passage, Text, given, writes, written
 from zeroline.detection import detections
 from zeroline.errors import TargetError
 from zeroline.model.inputs import Inputs
 from zeroline.paradigm import ground as by_paths
-from zeroline.report import grounding_figure
 from zeroline.spelling.reading import grid_of
 from zeroline.spelling.sources import target_for
 from zeroline.target import TargetLike, box, detection
@@ -39,6 +38,7 @@ def ground(
     grid: Grid = None,
     prefix: Prefix = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, grounding.safetensors, record.json.")] = Path("out"),
+    report: Report = False,
     json_: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -69,7 +69,8 @@ def ground(
             prefix=prefix,
         )
         seconds = frames_last(asked, found.column_stream)
-        files = show.write(found, "grounding", out, grounding_figure.figure(found, picture=asked.picture, seconds=seconds, sound=asked.seconds))
+        times = {"seconds": seconds, "sound": asked.seconds} if seconds is not None else {}
+        files = show.write(found, "grounding", out, asked.seen(**times), report=report)
     if json_:
         print(json.dumps({**found.to_dict(), "files": [str(p) for p in files]}, indent=2))
         return

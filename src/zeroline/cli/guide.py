@@ -11,14 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from zeroline.cli import show
-from zeroline.cli.options import AsJson, ImageFile, ModelName, TrustRemoteCode
+from zeroline.cli.options import AsJson, ImageFile, ModelName, Report, TrustRemoteCode
 from zeroline.errors import NotFoundError, UsageError
 from zeroline.guidance import HEAD
 from zeroline.guided import Guest
 from zeroline.guided import guide as guided
 from zeroline.model.loading import Loaded
 from zeroline.model.pictures import pixels_of
-from zeroline.report import guidance_figure
+from zeroline.seen import Seen
 from zeroline.spelling.sources import load_model, open_image
 from zeroline.target import whole_number
 
@@ -34,6 +34,7 @@ def guide(
     model: ModelName = "zoo:digits-vit",
     correction: Annotated[str, typer.Option(help="positive, absolute, negative or signed.")] = "positive",
     out: Annotated[Path, typer.Option(help="Folder for figure.png, guidance.safetensors, record.json.")] = Path("out"),
+    report: Report = False,
     json_: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -54,7 +55,7 @@ def guide(
             host=_class(host),
             correction=correction,
         )
-        written = show.write(found, "guidance", out, guidance_figure.figure(found))
+        written = show.write(found, "guidance", out, Seen(), report=report)
     if json_:
         print(json.dumps({**found.to_dict(), "files": [str(p) for p in written]}, indent=2))
         return

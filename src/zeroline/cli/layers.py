@@ -20,6 +20,7 @@ from zeroline.cli.options import (
     MaxEvaluations,
     ModelName,
     Prefix,
+    Report,
     TargetText,
     Tolerance,
     TrustRemoteCode,
@@ -29,6 +30,8 @@ from zeroline.measure import layers as at_layers
 from zeroline.model.blocks import first_site
 from zeroline.model.places import matching
 from zeroline.report import layers_figure
+from zeroline.report.drawing import LAYERS, MASK
+from zeroline.seen import IMAGE, Seen
 from zeroline.spelling.reading import grid_of, read_target
 from zeroline.spelling.sources import load_model, open_image, open_mask, read_baseline, split
 
@@ -46,6 +49,7 @@ def layers(
     grid: Grid = None,
     prefix: Prefix = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, layers.safetensors, record.json.")] = Path("out"),
+    report: Report = False,
     json_: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -60,19 +64,19 @@ def layers(
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with show.results_folder(out):
         chosen = show.settled(loaded, inputs, chosen, None)
-        with show.progress("sites") as report, warnings.catch_warnings(record=True) as caught:
+        with show.progress("sites") as told, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             asked = None if sites is None else _sites(sites, loaded.model, inputs)
-            found = at_layers(
-                loaded.model, inputs, target=wanted, baseline=chosen, sites=asked, grid=shape, prefix=prefix, progress=report, **options
-            )
+            found = at_layers(loaded.model, inputs, target=wanted, baseline=chosen, sites=asked, grid=shape, prefix=prefix, progress=told, **options)
         for warning in caught:
             show.notes.print(f"warning: {warning.message}", markup=False)
         seen = show.pixels(loaded, inputs)
         if seen is None:
             raise InputError("the model's inputs hold no image")
         figures = layers_figure.evidence(found, where)
-        written = show.write(found, "layers", out, layers_figure.figure(found, seen, where))
+        places = {} if where is None else {MASK: where}
+        around = Seen(show.levels({IMAGE: seen}), places=places, facts={"drawn as": LAYERS})
+        written = show.write(found, "layers", out, around, report=report)
     if json_:
         shares = {label: [None if share != share else share for share in row] for label, row in figures.items()}
         print(json.dumps({**found.to_dict(), "evidence": shares, "files": [str(p) for p in written]}, indent=2))

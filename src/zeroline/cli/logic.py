@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
+from torch import Tensor
 
 from zeroline.baseline import by_name
 from zeroline.cli import show
-from zeroline.cli.options import AsJson, ModelName, TargetText, TrustRemoteCode
+from zeroline.cli.options import AsJson, ModelName, Report, TargetText, TrustRemoteCode
 from zeroline.cli.paradigm import Audio, Given, ImageOrNone, Passage, Text, given
 from zeroline.errors import UsageError
 from zeroline.model.inputs import Inputs
@@ -22,7 +22,6 @@ from zeroline.model.words import words_of
 from zeroline.paradigm import logic as by_coalitions
 from zeroline.paradigm import players as make
 from zeroline.reasoning import Player
-from zeroline.report import logic_figure
 from zeroline.spelling.reading import grid_of
 from zeroline.spelling.sources import image_only, open_mask, read_box, target_for
 
@@ -47,6 +46,7 @@ def logic(
     max_evaluations: Annotated[int, typer.Option(help="Coalitions at most.")] = 4096,
     seed: Annotated[int, typer.Option(help="Of the random orders, with more than ten players.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, logic.safetensors, record.json.")] = Path("out"),
+    report: Report = False,
     json_: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -59,7 +59,7 @@ def logic(
             raise UsageError("--instead is another text: it goes with --text, without --passage")
         other = asked.sourced.prepare(asked.image, instead)
     with show.results_folder(out):
-        with show.progress("coalitions") as report:
+        with show.progress("coalitions") as told:
             found = by_coalitions(
                 asked.sourced.model,
                 asked.inputs,
@@ -70,14 +70,14 @@ def logic(
                 instead=other,
                 max_evaluations=max_evaluations,
                 seed=seed,
-                progress=report,
+                progress=told,
             )
         if instead is not None and found.instead is not None and chosen is not None:
             names = _names(asked, other, chosen)
             found = replace(found, instead=replace(found.instead, players=tuple(names)))
         places = {p.name: _place(p, asked) for p in chosen or [] if p.where is not None and p.input != "input_ids"}
-        drawn = logic_figure.figure(found, picture=asked.picture, places=places, asked=text or "", instead=instead or "")
-        files = show.write(found, "logic", out, drawn)
+        seen = replace(asked.seen(asked=text or "", instead=instead or ""), places=places)
+        files = show.write(found, "logic", out, seen, report=report)
     if json_:
         print(json.dumps({**found.to_dict(), "files": [str(p) for p in files]}, indent=2))
         return
@@ -147,13 +147,13 @@ def _region(text: str, image: Any) -> tuple[str, make.Box]:
     return name.strip(), (left / image.width, top / image.height, right / image.width, bottom / image.height)
 
 
-def _place(player: Player, asked: Given) -> np.ndarray:
+def _place(player: Player, asked: Given) -> Tensor:
     """A region's place as bool [height, width] of its own grid."""
     assert player.where is not None
     if player.where.ndim == 2:
-        return np.asarray(player.where.numpy())
+        return player.where
     _, shape = make.picture_of(asked.sourced.model, Inputs.of(asked.sourced.model, asked.inputs), player.input)
-    return np.asarray(player.where.view(shape).numpy())
+    return player.where.view(shape)
 
 
 def _threshold(text: str) -> float | str:

@@ -12,10 +12,9 @@ from rich.text import Text as Styled
 
 from zeroline.circuit import HEAD
 from zeroline.cli import show
-from zeroline.cli.options import AsJson, Calls, ModelName, TargetText, TrustRemoteCode
+from zeroline.cli.options import AsJson, Calls, ModelName, Report, TargetText, TrustRemoteCode
 from zeroline.cli.paradigm import Audio, Correction, ImageOrNone, Passage, Text, given
 from zeroline.paradigm import mechanism as by_cutting
-from zeroline.report import mechanism_figure
 from zeroline.spelling.sources import target_for
 
 
@@ -32,13 +31,14 @@ def mechanism(
     correction: Correction = "positive",
     max_evaluations: Annotated[int, typer.Option(help="Cuts at most.")] = 4096,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, figure.svg, mechanism.safetensors, record.json.")] = Path("out"),
+    report: Report = False,
     json_: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """The model's attention as a graph: what flows along every edge, and what the answer loses without it."""
     asked = given(model, image, text, passage, audio, trust_remote_code=trust_remote_code)
     with show.results_folder(out):
-        with show.progress("cuts") as report:
+        with show.progress("cuts") as told:
             found = by_cutting(
                 asked.sourced.model,
                 asked.inputs,
@@ -48,9 +48,9 @@ def mechanism(
                 heads=heads,
                 correction=correction,
                 max_evaluations=max_evaluations,
-                progress=report,
+                progress=told,
             )
-        written = show.write(found, "mechanism", out, mechanism_figure.figure(found), ("png", "svg"))
+        written = show.write(found, "mechanism", out, asked.seen(), ("png", "svg"), report=report)
     if json_:
         print(json.dumps({**found.to_dict(), "files": [str(p) for p in written]}, indent=2))
         return

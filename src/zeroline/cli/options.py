@@ -25,5 +25,6 @@ BoxText = Annotated[str | None, typer.Option(help="Where the object is: LEFT,TOP
 Calls = Annotated[str, typer.Option(help="all, numbers '0,3', or a name with *; see `zeroline trace MODEL`.")]
 Grid = Annotated[str | None, typer.Option(help="Patch grid ROWSxCOLUMNS of token sites, if the model does not say.")]
 Prefix = Annotated[int | None, typer.Option(help="Tokens before the patches (class, registers).")]
+Report = Annotated[bool, typer.Option("--report", help="Also write report.html: the result as one page to look into, which needs no network.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of a table.")]
 TrustRemoteCode = Annotated[bool, typer.Option(help="Let a hub model run its own code.")]

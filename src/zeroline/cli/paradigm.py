@@ -22,6 +22,7 @@ from zeroline.model.loading import Sourced
 from zeroline.model.words import words_of
 from zeroline.paradigm.players import missing
 from zeroline.report.figure import Picture
+from zeroline.seen import IMAGE, Seen
 from zeroline.spelling.sources import load_sourced, open_image, sources_of
 from zeroline.target import TargetLike, sequence
 
@@ -52,6 +53,10 @@ class Given:
         plain = ("mask", "type", "position")
         known = {n: t for n, t in self.inputs.items() if isinstance(t, torch.Tensor) and not t.is_floating_point() and not any(p in n for p in plain)}
         return {name: [str(word) for word in self.sourced.words(ids[0].tolist())] for name, ids in known.items() if ids.ndim == 2}
+
+    def seen(self, **facts: Any) -> Seen:
+        """What a figure needs of it: the picture, and the words."""
+        return Seen(show.levels({IMAGE: self.picture}), {name: tuple(words) for name, words in self.ids.items()}, facts=facts)
 
     def baselines(self, image: str) -> dict[str, BaselineLike]:
         """What stands for absent words (mask, else unknown, else padding token) and for an absent picture."""

@@ -12,12 +12,12 @@ import typer
 from zeroline.baseline import by_name
 from zeroline.cli import show
 from zeroline.cli.labelled import labelled
-from zeroline.cli.options import AsJson, ModelName, TrustRemoteCode
+from zeroline.cli.options import AsJson, ModelName, Report, TrustRemoteCode
 from zeroline.errors import UsageError
 from zeroline.measure import check_principles
 from zeroline.methods import METHODS, ROUTES, check_options
 from zeroline.principles import Principles
-from zeroline.report import figure, principles_figure
+from zeroline.report import principles_figure
 from zeroline.spelling.sources import load_sourced, scheme_of, split
 
 DEFAULT = ["grad_eclip", "attention_eclip(weights=attention)", "attention_relevance"]
@@ -32,6 +32,7 @@ def principles(
     batch_size: Annotated[int, typer.Option(help="Examples at once.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, record.json and a NAME.safetensors per method.")] = Path("out"),
+    report: Report = False,
     json_: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -45,17 +46,13 @@ def principles(
     found: dict[str, Principles] = {}
     with show.results_folder(out):
         for label, (name, options) in asked.items():
-            with show.progress(f"{label}: examples") as report:
+            with show.progress(f"{label}: examples") as told:
                 found[label] = check_principles(
-                    name, sourced.model, data, cascading=cascade, batch_size=batch_size, seed=seed, progress=report, **options
+                    name, sourced.model, data, cascading=cascade, batch_size=batch_size, seed=seed, progress=told, **options
                 )
-        with show.fresh(out) as folder:
-            for label, one in found.items():
-                one.save(folder / f"{_file(label)}.safetensors")
-            record = {label: one.to_dict() for label, one in found.items()}
-            (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
-            figure.save(principles_figure.figure(found), folder / "figure.png")
-        written = sorted(out / name for name in ("figure.png", "record.json", *(f"{_file(label)}.safetensors" for label in found)))
+        record = {label: one.to_dict() for label, one in found.items()}
+        files = {_file(label): one for label, one in found.items()}
+        written = show.write_several(files, record, out, {}, principles_figure.figure(found), report=report)
     if json_:
         print(json.dumps({"methods": record, "files": [str(p) for p in written]}, indent=2))
         return

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from zeroline.cli import show
-from zeroline.cli.options import AsJson, BoxText, ImageFile, MaskFile, ModelName, TrustRemoteCode
+from zeroline.cli.options import AsJson, BoxText, ImageFile, MaskFile, ModelName, Report, TrustRemoteCode
 from zeroline.guided import rewrite as rewritten
-from zeroline.report import figure, rewriting_figure
+from zeroline.report import figure, page, rewriting_figure
+from zeroline.seen import Seen
 from zeroline.spelling.reading import read_epsilon
 from zeroline.spelling.sources import load_model, open_as_is, place_on
 from zeroline.target import whole_number
@@ -33,6 +34,7 @@ def rewrite(
     lead: Annotated[float, typer.Option(help="Logits by which the new class must lead.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the restarts.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for original.png, rewritten.png, figure.png, rewriting.safetensors, record.json.")] = Path("out"),
+    report: Report = False,
     json_: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -41,7 +43,7 @@ def rewrite(
     loaded = load_model(model, trust_remote_code=trust_remote_code)
     number = whole_number(to)
     with show.results_folder(out):
-        with show.progress("rewriting") as report:
+        with show.progress("rewriting") as told:
             found = rewritten(
                 loaded.model,
                 picture,
@@ -58,11 +60,15 @@ def rewrite(
                 seed=seed,
                 preprocess=loaded.preprocess,
                 labels=loaded.labels,
-                report=report,
+                report=told,
             )
         with show.fresh(out) as folder:
             found.save(folder)
+            seen = show.asked(Seen())
+            seen.attach(folder / "rewriting.safetensors")
             figure.save(rewriting_figure.figure(found), folder / "figure.png")
+            if report:
+                page.save([page.chapter(found, seen)], folder / "report.html")
             written = sorted(out / path.name for path in folder.iterdir())
     for note in found.notes:
         show.notes.print(f"note: {note}", markup=False)

@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from zeroline.cli import show
-from zeroline.cli.options import AsJson, TrustRemoteCode
+from zeroline.cli.options import AsJson, Report, TrustRemoteCode
 from zeroline.errors import LoadError, UsageError
 from zeroline.guided import robustness as measured
-from zeroline.report import figure, robustness_figure
+from zeroline.report import robustness_figure
 from zeroline.spelling.reading import read_epsilon
 from zeroline.spelling.sources import image_files, load_model, open_as_is
 from zeroline.target import whole_number
@@ -34,6 +34,7 @@ def robustness(
     seed: Annotated[int, typer.Option(help="Of the restarts.")] = 0,
     count: Annotated[int | None, typer.Option(help="Images at most.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, record.json and a robustness.safetensors per model.")] = Path("out"),
+    report: Report = False,
     json_: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -54,7 +55,7 @@ def robustness(
     with show.results_folder(out):
         for text in asked:
             loaded = load_model(text, trust_remote_code=trust_remote_code)
-            with show.progress(f"{loaded.name}: pictures") as report:
+            with show.progress(f"{loaded.name}: pictures") as told:
                 found.append(
                     measured(
                         loaded.model,
@@ -68,16 +69,12 @@ def robustness(
                         name=loaded.name,
                         preprocess=loaded.preprocess,
                         labels=loaded.labels,
-                        report=report,
+                        report=told,
                     )
                 )
-        with show.fresh(out) as folder:
-            for i, one in enumerate(found):
-                one.save(folder / ("robustness.safetensors" if len(found) == 1 else f"robustness-{i}.safetensors"))
-            record = {"models": [one.to_dict() for one in found], "unreadable": unreadable}
-            (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
-            figure.save(robustness_figure.figure(found), folder / "figure.png")
-            written = sorted(out / path.name for path in folder.iterdir())
+        record = {"models": [one.to_dict() for one in found], "unreadable": unreadable}
+        files = {"robustness" if len(found) == 1 else f"robustness-{i}": one for i, one in enumerate(found)}
+        written = show.write_several(files, record, out, {}, robustness_figure.figure(found), report=report)
     for one in found:
         for name, why in {**unreadable, **one.failures}.items():
             show.notes.print(f"note: {one.model}: {name} left out: {why}", markup=False)

@@ -8,6 +8,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,8 +32,11 @@ from zeroline.model.inputs import Inputs
 from zeroline.model.loading import Loaded
 from zeroline.model.positions import positions_of
 from zeroline.model.reference import reference_inputs, settle
-from zeroline.report import figure
+from zeroline.report import figure, page
+from zeroline.report.drawing import draw
+from zeroline.seen import BASELINE, IMAGE, Seen
 
+COMMAND: ContextVar[tuple[str, ...]] = ContextVar("COMMAND", default=())  # what was typed after ``zeroline``
 _WIDE = 240  # in a pipe a table is for a program to read: do not fold it to 80 columns
 output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -74,18 +79,52 @@ class Record(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-def write(record: Record, name: str, folder: Path, drawn: Any | None, formats: Sequence[str] = ("png",)) -> list[Path]:
-    """``NAME.safetensors``, ``record.json`` and, where one could be drawn, ``figure.png`` (or other ``formats`` of it).
+def write(record: Record, name: str, folder: Path, seen: Seen, formats: Sequence[str] = ("png",), *, report: bool = False) -> list[Path]:
+    """``NAME.safetensors`` with what was seen, ``record.json`` and, where one can be drawn, ``figure.png`` (or other ``formats`` of it).
 
-    All are written into a folder of their own first, then moved: a failure leaves what was there before.
+    With ``report`` also ``report.html``. All are written into a folder of their own first, then moved: a failure leaves what was there before.
     """
     with fresh(folder) as partial:
-        record.save(partial / f"{name}.safetensors")
+        keep(record, partial / f"{name}.safetensors", seen)
         (partial / "record.json").write_text(json.dumps(record.to_dict(), indent=2) + "\n")
-        for kind in formats if drawn is not None else ():
-            figure.save(drawn, partial / f"figure.{kind}")
+        try:
+            drawn = draw(record, seen)
+            for kind in formats:
+                figure.save(drawn, partial / f"figure.{kind}")
+        except SiteError as reason:
+            notes.print(f"no figure: {reason}", markup=False)
+        if report:
+            page.save([page.chapter(record, asked(seen))], partial / "report.html")
         written = sorted(path.name for path in partial.iterdir())
     return [folder / name for name in written]
+
+
+def write_several(
+    records: Mapping[str, Record], told: Any, folder: Path, seen: Mapping[str, Seen], drawn: Any | None, *, report: bool = False
+) -> list[Path]:
+    """A file per record by name, ``record.json`` of what is ``told``, one figure of all, and a report with a chapter each."""
+    with fresh(folder) as partial:
+        for name, one in records.items():
+            keep(one, partial / f"{name}.safetensors", seen.get(name, Seen()))
+        (partial / "record.json").write_text(json.dumps(told, indent=2) + "\n")
+        if drawn is not None:
+            figure.save(drawn, partial / "figure.png")
+        if report:
+            chapters = [page.chapter(one, asked(seen.get(name, Seen()))) for name, one in records.items()]
+            page.save(chapters, partial / "report.html")
+        written = sorted(path.name for path in partial.iterdir())
+    return [folder / name for name in written]
+
+
+def keep(record: Record, path: Path, seen: Seen) -> None:
+    """Save a record with what was seen beside it, and the command that asked."""
+    record.save(path)
+    asked(seen).attach(path)
+
+
+def asked(seen: Seen) -> Seen:
+    """What was seen, with the words of the command line."""
+    return replace(seen, command=COMMAND.get())
 
 
 @contextmanager
@@ -116,30 +155,31 @@ def results_folder(folder: Path) -> Iterator[Path]:
             path.rmdir()
 
 
-def draw(
+def around(
     attribution: Attribution,
     loaded: Loaded,
     inputs: Any,
     baseline: Baseline | Distribution,
     grid: tuple[int, int] | None = None,
     prefix: int | None = None,
-) -> Any | None:
-    """The figure of a record, or None (and a note why) where its values are no picture."""
+) -> Seen:
+    """What is seen beside an attribution: the picture, the baseline's, and how its values lie."""
     photograph = pixels(loaded, inputs)
     if photograph is None:
-        notes.print("no figure: the model's inputs hold no image")
-        return None
-    try:
-        if grid is None and prefix is None:
-            lie = positions_of(loaded.model, Inputs.of(loaded.model, inputs), figure.picture_part(attribution))
-            grid, prefix = (lie.grid, lie.prefix) if lie.grid is not None else (None, None)
-        elif grid is None:
-            grid = patch_grid(loaded.model, photograph.shape[:2])
-        seen = figure.view(attribution, photograph, baseline_picture(loaded, inputs, baseline, attribution.site), grid=grid, prefix=prefix)
-    except SiteError as reason:
-        notes.print(f"no figure: {reason}")
-        return None
-    return figure.figure(attribution, seen)
+        return Seen()
+    if grid is None and prefix is None:
+        lie = positions_of(loaded.model, Inputs.of(loaded.model, inputs), figure.picture_part(attribution))
+        grid, prefix = (lie.grid, lie.prefix) if lie.grid is not None else (None, None)
+    elif grid is None:
+        grid = patch_grid(loaded.model, photograph.shape[:2])
+    pictures = {IMAGE: photograph, BASELINE: baseline_picture(loaded, inputs, baseline, attribution.site)}
+    return Seen(levels(pictures), grid=grid, prefix=prefix)
+
+
+def levels(pictures: Mapping[str, figure.Picture | None]) -> dict[str, Tensor]:
+    """Pictures in 0..1 as whole levels, those that are there."""
+    known = {name: picture for name, picture in pictures.items() if picture is not None}
+    return {name: torch.from_numpy((np.clip(picture, 0, 1) * 255).round().astype(np.uint8)) for name, picture in known.items()}
 
 
 @contextmanager

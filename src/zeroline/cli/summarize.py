@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from zeroline.cli import show
-from zeroline.cli.options import AsJson
-from zeroline.report import summary_figure
+from zeroline.cli.options import AsJson, Report
 from zeroline.scale import summarize as read
+from zeroline.seen import Seen
 from zeroline.summary import HEAD
 
 
@@ -21,12 +21,13 @@ def summarize(
     folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
     against: Annotated[Path | None, typer.Option(help="Another run over the same examples.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, summary.safetensors, record.json.")] = Path("out"),
+    report: Report = False,
     json_: AsJson = False,
 ) -> None:
     """Distributions of errors, the least exact and the slowest examples, mean maps per class, evidence inside objects."""
     found = read(folder, against=against)
     with show.results_folder(out):
-        written = show.write(found, "summary", out, summary_figure.figure(found))
+        written = show.write(found, "summary", out, Seen(), report=report)
     if json_:
         print(json.dumps({**found.to_dict(), "files": [str(p) for p in written]}, indent=2))
         return
