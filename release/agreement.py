@@ -34,12 +34,11 @@ def disagreements(root: Path, *, final: bool = False) -> list[str]:
     if not released and not re.search(r"^## \[Unreleased\]$", (root / "CHANGELOG.md").read_text(), flags=re.MULTILINE):
         found.append(f"CHANGELOG.md has no heading for {here}, and none that says Unreleased")
     if final:
-        dates = [
-            _all(rf"^## \[{re.escape(here)}\] - (\d{{4}}-\d\d-\d\d)$", root / "CHANGELOG.md"),
-            _all(r"^date-released: '?([\d-]+)'?$", root / "CITATION.cff"),
-        ]
-        if dates[0] != dates[1] or len(dates[0]) != 1:
-            found.append(f"the date of {here} is {dates[0] or 'not given'} in CHANGELOG.md and {dates[1] or 'not given'} in CITATION.cff")
+        changed = _all(rf"^## \[{re.escape(here)}\] - (\d{{4}}-\d\d-\d\d)$", root / "CHANGELOG.md")
+        dated = _all(r"^date-released: '?([\d-]+)'?$", root / "CITATION.cff")
+        if len(changed) != 1 or changed != dated:
+            said = (" and ".join(dates) or "not given" for dates in (changed, dated))
+            found.append("the date of {} is {} in CHANGELOG.md and {} in CITATION.cff".format(here, *said))
     return found
 
 

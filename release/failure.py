@@ -19,6 +19,6 @@ def run(command: Sequence[str], otherwise: str, *, folder: Path | None = None, m
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_OURS} | {"PYTHONNOUSERSITE": "1"} | dict(more or {})
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "it printed nothing").splitlines()[-1]
+        last = (done.stderr.strip() or done.stdout.strip() or "it printed nothing").splitlines()[-1].removeprefix("FAILED  ")
         raise CheckFailed(f"{otherwise}: {last} (exit status {done.returncode} of {' '.join(command)})")
     return done.stdout

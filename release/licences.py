@@ -27,9 +27,9 @@ PAGE = ROOT / "docs/licences.md"
 
 @dataclass(frozen=True)
 class Exempt:
-    """A licence that is not on the list and passes all the same: exactly this one, for this reason."""
+    """A licence that is not on the list and passes all the same: exactly this one (None: none is stated), for this reason."""
 
-    licence: str
+    licence: str | None
     why: str
 
 
@@ -37,13 +37,19 @@ _CUDA = Exempt(
     "LicenseRef-NVIDIA-Proprietary",
     "NVIDIA's CUDA libraries, which PyTorch's CUDA builds for Linux ask for and its CPU builds do not; zeroline neither ships nor calls them",
 )
-EXCEPTIONS = {"nvidia-*": _CUDA, "cuda-*": _CUDA}  # by pattern of names
+EXCEPTIONS = {  # by pattern of names; the first that fits counts
+    "nvidia-*": _CUDA,
+    "cuda-toolkit": Exempt(None, "holds no code: its requirements are the libraries above; its metadata names no licence"),
+}
+BY_BUILD = ("nvidia-*", "cuda-*", "triton")  # there or not, as the build of torch: no rows of the page
 
 # what lies in a wheel beside the project's own code and asks for more than the metadata says; read by a person in the wheels named in constraints.txt
 NOTED = {
     "numpy": "its Linux wheels hold libgfortran (GPL-3.0-or-later WITH GCC-exception-3.1) and libquadmath (LGPL-2.1-or-later) as shared libraries",
     "scikit-learn": "its Linux wheels hold libgomp (GPL-3.0-or-later WITH GCC-exception-3.1) as a shared library",
     "scipy": "its Linux wheels hold libgfortran (GPL-3.0-or-later WITH GCC-exception-3.1) and libquadmath (LGPL-2.1-or-later) as shared libraries",
+    "torch": "its Linux wheels hold libgomp (GPL-3.0-or-later WITH GCC-exception-3.1) as a shared library",
+    "torchvision": "its Linux wheels for CUDA hold libcudart and libnvjpeg (NVIDIA's own licences); only the extra `timm` brings it",
     "soundfile": "its wheels hold libsndfile (LGPL-2.1) as a shared library that can be replaced; only the extra `audio` brings it",
 }
 
@@ -53,7 +59,7 @@ FRAME = """# Licences of what is installed with zeroline
 a licence is not on the list or not known. zeroline itself is Apache-2.0 and holds no code of these packages.
 
 *BSD* is a BSD licence whose metadata does not say how many clauses. *Comes with*: core is `pip install zeroline`; `test`, `bench` and `dev` are
-for work on zeroline.
+for work on zeroline. PyTorch's CUDA builds bring triton and NVIDIA's libraries beside these; `make licences` checks what the build here brings.
 
 | package | version | licence | comes with |
 |---|---|---|---|
@@ -140,9 +146,9 @@ def rows(installed: dict[str, Distribution], extras: Iterable[str]) -> list[Row]
 
 
 def page(found: Iterable[Row]) -> str:
-    """docs/licences.md. The CUDA libraries, which depend on the machine, are a line of the second table, not rows of the first."""
-    lines = [row.cells for row in found if not any(fnmatch(canonicalize_name(row.name), pattern) for pattern in EXCEPTIONS)]
-    exempt = [f"| `{pattern}` | {e.licence} | {e.why} |" for pattern, e in EXCEPTIONS.items()]
+    """docs/licences.md, the same whatever the build of torch."""
+    lines = [row.cells for row in found if not any(fnmatch(canonicalize_name(row.name), pattern) for pattern in BY_BUILD)]
+    exempt = [f"| `{pattern}` | {e.licence or 'none stated'} | {e.why} |" for pattern, e in EXCEPTIONS.items()]
     noted = [f"- {name}: {what}." for name, what in NOTED.items()]
     return FRAME.format(rows="\n".join(lines), allowed=", ".join(sorted(ALLOWED)), exempt="\n".join(exempt), noted="\n".join(noted))
 

@@ -41,6 +41,7 @@ _NAMES = {
     "bsd 2-clause license": "BSD-2-Clause",
     "bsd 3-clause license": "BSD-3-Clause",
     "isc license": "ISC",
+    "nvidia proprietary software": "LicenseRef-NVIDIA-Proprietary",
 }
 _CLASSIFIERS = {
     "Apache Software License": "Apache-2.0",
@@ -112,5 +113,7 @@ def _one(tokens: list[str]) -> bool:
 
 
 def _is_expression(text: str) -> bool:
-    """One line of identifiers joined by operators, the first of them a licence that we know, or a GNU one."""
-    return bool(re.fullmatch(r"[\w.+-]+( (AND|OR|WITH) [\w.+-]+)*", text)) and (text.split()[0] in ALLOWED or "GPL" in text)
+    """One line of identifiers joined by operators, the first of them a licence that we know, a GNU one, or one with a name of its own."""
+    return bool(re.fullmatch(r"[\w.+-]+( (AND|OR|WITH) [\w.+-]+)*", text)) and (
+        text.split()[0] in ALLOWED or "GPL" in text or text.startswith("LicenseRef-")
+    )
