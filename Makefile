@@ -62,4 +62,4 @@ $(VENV)/ready-test: $(VENV)/ready tests/packages.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) out dist
