@@ -3,12 +3,14 @@
 # make check  lint, types, import contracts, doctests
 # make bench  the tables of docs/performance.md
 # make soak   runs killed, starved and damaged: the table of docs/runs.md (20 minutes)
+# make dist   wheel and sdist in dist/, checked and tried in empty environments; DIST="--python 3.11" for one Python
+# make licences   docs/licences.md, and a failure where a licence is not on the list
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench soak clean
+.PHONY: demo test check bench soak dist licences clean
 
 demo: $(VENV)/ready
 	$(BIN)/zeroline demo
@@ -34,6 +36,19 @@ bench: $(VENV)/ready-test
 soak: $(VENV)/ready-test
 	$(BIN)/python benchmarks/soak.py
 
+dist: $(VENV)/tools/ready
+	$(VENV)/tools/bin/python release/check_dist.py $(DIST)
+
+licences: $(VENV)/ready-test
+	$(PIP) --editable '.[bench]'
+	$(BIN)/python release/licences.py --also $(VENV)/test-only --write
+
+# What builds and checks a release, apart from what it checks.
+$(VENV)/tools/ready: release/requirements.txt
+	$(PYTHON) -m venv $(VENV)/tools
+	$(VENV)/tools/bin/python -m pip --disable-pip-version-check install --quiet --requirement release/requirements.txt
+	touch $@
+
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
@@ -47,4 +62,4 @@ $(VENV)/ready-test: $(VENV)/ready tests/packages.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) out dist

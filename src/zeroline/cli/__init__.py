@@ -32,6 +32,7 @@ from zeroline.cli import (
     summarize,
     tables,
     trace,
+    version,
 )
 from zeroline.errors import UsageError, ZerolineError
 
@@ -43,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.callback()(version.version)
 app.command()(explain.explain)
 app.command()(baselines.baselines)
 app.command()(layers.layers)

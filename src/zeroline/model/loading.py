@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -81,6 +82,8 @@ def any_from_hub(name: str, *, trust_remote_code: bool = False) -> Sourced:
         model = kind.from_pretrained(name, weights_only=True, **options).eval()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as problem:
         raise LoadError(f"cannot load {name!r}: {_reason(problem)}") from problem
+    except UnpicklingError as problem:
+        raise LoadError(_refused(name)) from problem
     makers = (transformers.AutoImageProcessor, transformers.AutoTokenizer, transformers.AutoFeatureExtractor)
     picture, tokenizer, ear = (_part(maker, name, options) for maker in makers)
 
@@ -149,6 +152,11 @@ def _reason(problem: Exception) -> str:
     return str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
 
 
+def _refused(name: str) -> str:
+    """Of a weight file that ``weights_only`` stops; torch's own words would advise to run it."""
+    return f"cannot load {name!r}: its weights are a pickle that holds more than tensors, which could run code; use a model saved as safetensors"
+
+
 def from_hub(name: str, *, trust_remote_code: bool = False) -> Loaded:
     """An image classifier, or a detector, from the Hugging Face hub, its local cache, or a folder."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, AutoModelForObjectDetection
@@ -162,6 +170,8 @@ def from_hub(name: str, *, trust_remote_code: bool = False) -> Loaded:
         processor = AutoImageProcessor.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as problem:
         raise LoadError(f"cannot load {name!r} as an image classifier or detector: {_reason(problem)}") from problem
+    except UnpicklingError as problem:
+        raise LoadError(_refused(name)) from problem
     if missing := sorted(info["missing_keys"]):
         what = f"{name!r} ({', '.join(kinds) or 'no architecture named'}) has no trained weights for {', '.join(missing[:3])}"
         raise UsageError(f"{what}: it is no image classifier; a model that compares an image with a text takes --text")
