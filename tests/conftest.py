@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 import torch
 
@@ -38,3 +41,19 @@ def exact_kernels():
     torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32 = kept
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A running Chromium: that of the machine (``CHROMIUM`` names another); skipped where there is none."""
+    found = os.environ.get("CHROMIUM") or next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+    if found is None:
+        pytest.skip("no Chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api")
+    quiet = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=found, args=list(quiet))
+        yield browser
+        browser.close()

@@ -20,6 +20,7 @@ Heat = NDArray[np.float64]
 POSITIVE = "Reds"
 _PER_STRIP = 12  # panels per line of a layer strip
 _PER_LINE = 60  # characters of words per line
+_LINES = 40  # lines of words that are drawn: of a longer text, those with the most relevance
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def overlaid(source: Source, height: int, width: int, limit: float) -> Picture:
 
 
 def _wrapped(source: Source) -> list[list[int]]:
-    """Word numbers per line."""
+    """Word numbers per line, of at most 40 lines."""
     lines: list[list[int]] = [[]]
     used = 0
     for i, word in enumerate(source.words):
@@ -152,7 +153,9 @@ def _wrapped(source: Source) -> list[list[int]]:
             used = 0
         lines[-1].append(i)
         used += len(word) + 1
-    return lines
+    size = [float(np.abs(source.heat[line]).sum()) for line in lines]
+    kept = sorted(sorted(range(len(lines)), key=lambda i: -size[i])[:_LINES])
+    return [lines[i] for i in kept]
 
 
 def lines_of(source: Source) -> int:
@@ -166,7 +169,9 @@ def draw_words(row: Any, source: Source) -> None:
     lines, limit = _wrapped(source), word_limit(source)
     most = float(np.abs(source.heat).max())
     beyond = f"; one word is beyond the scale: {source.words[int(np.abs(source.heat).argmax())]} {most:.3g}" if most > limit else ""
-    axis.set_title(f"{source.title} (colours end at {limit:.2g}{beyond})", fontsize=10, loc="left")
+    drawn = sum(map(len, lines))
+    left = "" if drawn == len(source.words) else f"; {drawn:,} of {len(source.words):,} words, in the lines with the most"
+    axis.set_title(f"{source.title} (colours end at {limit:.2g}{beyond}{left})", fontsize=10, loc="left")
     axis.set_xlim(0, _PER_LINE * 1.02)
     axis.set_ylim(len(lines), 0)
     axis.axis("off")

@@ -53,15 +53,15 @@ def _coarser(panel: Panel, side: int) -> Panel:
 
 
 def _fewer_choices(viewer: Viewer, most: int) -> tuple[Viewer, list[str]]:
-    """The rows with the largest sizes in the first panel, in their order."""
+    """The first choice, which is all rows together, and the rows with the largest sizes in the first panel, in their order."""
     each = _numbers(viewer) // len(viewer.choices)
-    count = max(1, most // max(each, 1))
-    if count >= len(viewer.choices):
+    count = max(1, most // max(each, 1) - 1)
+    if count >= len(viewer.choices) - 1:
         return viewer, []
-    size = np.abs(viewer.panels[0].values.astype(np.float64)).sum(1)
-    kept = np.sort(np.argsort(-size, kind="stable")[:count])
+    size = np.abs(viewer.panels[0].values[1:].astype(np.float64)).sum(1)
+    kept = np.sort(np.concatenate([[0], 1 + np.argsort(-size, kind="stable")[:count]]))
     panels = tuple(replace(p, values=p.values[kept], limits=tuple(p.limits[i] for i in kept)) for p in viewer.panels)
-    note = f"{count} of {len(viewer.choices)} {viewer.choice}s are here, those with the most"
+    note = f"{count:,} of {len(viewer.choices) - 1:,} {viewer.choice}s are here, those with the most"
     return replace(viewer, panels=panels, choices=tuple(viewer.choices[i] for i in kept)), [note]
 
 

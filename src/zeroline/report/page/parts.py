@@ -30,6 +30,7 @@ class Panel:
 class Viewer:
     """Panels that a reader goes through with a slider, on a picture or as words; where there are ``choices``, one of them at a time.
 
+    The first choice is all of the others together.
     ``cell`` says what a cell is ("patch", "pixel", "token"); ``unit`` what its number is a part of; ``total`` that whole, where it has one.
     """
 

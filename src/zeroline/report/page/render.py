@@ -66,7 +66,7 @@ def bars(budget: Budget) -> dict[str, Any]:
         ends[side] += size
     share, times = abs(budget.difference) or 1.0, span / (ends[1] - ends[0]) if ends[1] > ends[0] else 1.0
     return {
-        "times": f"{times:,.0f}" if times >= 10 else f"{times:.1f}",
+        "times": f", magnified {times:,.0f} times" if times >= 1.5 else "",
         "whole": whole,
         "zero": _at(0.0, low, high),
         "parts": [{**_bar(name, a, b, *ends), "colour": PARTS.get(name, "#999999"), "share": f"{(b - a) / share:+.2%}"} for name, a, b in pieces],
