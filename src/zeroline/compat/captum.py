@@ -1,8 +1,9 @@
 """Captum's classes with zeroline underneath: change the import, keep the call.
 
-Holds ``IntegratedGradients``, ``LayerIntegratedGradients`` and ``InputXGradient``: Captum's constructor and ``attribute`` arguments, their order
-and defaults, and its results (a tensor, or a tuple where a tuple came in). The values are Captum's, for its rules and its weights; ``method="adaptive"``
-is zeroline's own path. After a call ``.record`` is the ``Attribution``: target, baseline and error with it. Captum itself is not needed.
+Holds ``IntegratedGradients``, ``LayerIntegratedGradients`` and ``InputXGradient``: Captum's constructor and ``attribute`` arguments, their order and
+defaults, and its results (a tensor, or a tuple where a tuple came in). The values are Captum's, for its rules and its weights;
+``method="adaptive"`` is zeroline's own path. After a call ``.record`` is the ``Attribution``: target, baseline and error with it. Captum itself is
+not needed.
 
 Unlike Captum: results hold no graph of the caller's; models that answer at random or mix the samples of a batch, and layers that run twice,
 are refused with an error of ``zeroline.errors``.
@@ -150,7 +151,7 @@ class LayerIntegratedGradients(_Explainer):
     def __init__(self, forward_func: Forward, layer: Layers, device_ids: list[int] | None = None, multiply_by_inputs: bool = True) -> None:
         super().__init__(forward_func)
         refuse_parallel(forward_func, device_ids)
-        layers = list(layer) if isinstance(layer, (list, tuple)) else [layer]
+        layers: list[Any] = list(layer) if isinstance(layer, (list, tuple)) else [layer]
         if not layers or not all(isinstance(one, nn.Module) for one in layers):
             raise UsageError(f"a layer is a module or a list of modules, not {layer!r}")
         self.layer = layer

@@ -101,7 +101,9 @@ def _classes(targets: Array | int, count: int) -> list[int]:
 
 def _baseline(given: BaselineLike | Array | float | str | None, x: Tensor) -> BaselineLike:
     if given is None:
-        raise UsageError("no baseline was given, and there is no default: baseline='zeros', 'blur(8)', ... or a zl.baseline record in explain_func_kwargs")
+        raise UsageError(
+            "no baseline was given, and there is no default: baseline='zeros', 'blur(8)', ... or a zl.baseline record in explain_func_kwargs"
+        )
     if isinstance(given, str):
         return baselines.by_name(given)
     if isinstance(given, (int, float)):

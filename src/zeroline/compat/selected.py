@@ -37,8 +37,10 @@ class Selected:
         if target is None:
             return cls(())
         if isinstance(target, Tensor):
-            if target.is_floating_point() or target.ndim > 1 and target.numel() != 1:
-                raise TargetError(f"a target of shape {tuple(target.shape)} and {target.dtype} was given; whole numbers, one for all or one per sample")
+            if target.is_floating_point() or (target.ndim > 1 and target.numel() != 1):
+                raise TargetError(
+                    f"a target of shape {tuple(target.shape)} and {target.dtype} was given; whole numbers, one for all or one per sample"
+                )
             return cls((int(target),)) if target.numel() == 1 else cls(None, tuple((int(i),) for i in target.tolist()))
         if isinstance(target, int):
             return cls((target,))
