@@ -86,12 +86,15 @@ def explain(
     image, words, second = _sources(known, inputs, text)
     given = _placed(known, known.prepare(image, words))
     asked = _target(known, target, words, second)
+    found: Attribution | Relevance
     if method in ROUTES:
-        found: Relevance = ROUTES[method](known.model, given, target=asked, **options)
-        return found
-    where = "embedding" if site is None and "image" not in known.reads else site
-    start = _baseline(known, baseline, words, where)
-    return METHODS[method](known.model, given, target=asked, site=where, baseline=start, **options)
+        found = ROUTES[method](known.model, given, target=asked, **options)
+    else:
+        where = "embedding" if site is None and "image" not in known.reads else site
+        start = _baseline(known, baseline, words, where)
+        found = METHODS[method](known.model, given, target=asked, site=where, baseline=start, **options)
+    # a model that was loaded for this question is gone after it, and its hash with it
+    return replace(found, weights=found.model_id.rpartition("@")[2]) if isinstance(model, str) else found
 
 
 def _check(method: str, options: Mapping[str, Any], site: SiteLike, baseline: Any) -> None:
@@ -116,8 +119,10 @@ def _model(model: Any, trust_remote_code: bool) -> Sourced:
 def _sources(known: Sourced, inputs: Any, text: Text | None) -> tuple[Any, Any, str | None]:
     """The image, the text, and the text that a dual encoder's is compared with."""
     second = None
-    if "image" not in known.reads and text is None:
+    if "image" not in known.reads:
         image, words = None, inputs
+        if text is not None:
+            raise UsageError(f"{known.name!r} reads only text: give the text, or a pair of texts, as inputs and leave text= out")
         if not isinstance(words, str) and not (isinstance(words, tuple) and all(isinstance(one, str) for one in words) and len(words) == 2):
             raise InputError(f"{known.name!r} reads text: a string or a pair of strings, not {type(words).__name__}")
     else:

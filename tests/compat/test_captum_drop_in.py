@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import captum.attr
 import pytest
 import torch
-from captum.testing.helpers import basic_models as toys
 from torch import nn
 from torch.nn.modules import module as module_state
 
@@ -183,7 +182,7 @@ def test_targets_of_all_kinds_are_captums(kind, target):
 
 @pytest.mark.parametrize("target", [(1, 0), (-1, 2), [(0, 1), (2, 2), (1, 0)]], ids=str)
 def test_targets_in_outputs_of_more_dimensions_are_captums(target):
-    inner, x = bent()
+    x = bent()[1]
     net = Bent(6, 9).eval().double()
     function = lambda x: net(x).reshape(-1, 3, 3)  # noqa: E731
     theirs, mine = called("IntegratedGradients", function)
@@ -352,7 +351,11 @@ def test_adaptive_is_zerolines_path_with_its_tolerances():
 
 def test_the_record_says_what_was_asked_and_of_which_model():
     model, x = bent()
-    direct, around, layer = ours.IntegratedGradients(model), ours.IntegratedGradients(lambda x: model(x)), ours.LayerIntegratedGradients(model, model.first)
+    direct, around, layer = (
+        ours.IntegratedGradients(model),
+        ours.IntegratedGradients(lambda x: model(x)),
+        ours.LayerIntegratedGradients(model, model.first),
+    )
     with pytest.raises(UsageError, match="no record yet"):
         direct.record  # noqa: B018
     direct.attribute(x, target=2)
@@ -409,7 +412,15 @@ def test_functions_of_two_models_and_of_none():
 def state(model, x):
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in vars(m)) for m in model.modules()]
     flags = [(p.requires_grad, p.grad is None) for p in model.parameters()] + [m.training for m in model.modules()]
-    return hooks, flags, len(module_state._global_forward_pre_hooks), x.requires_grad, x.grad, torch.get_rng_state().tolist(), model.state_dict().keys()
+    return (
+        hooks,
+        flags,
+        len(module_state._global_forward_pre_hooks),
+        x.requires_grad,
+        x.grad,
+        torch.get_rng_state().tolist(),
+        model.state_dict().keys(),
+    )
 
 
 class Fails(nn.Module):
@@ -472,7 +483,11 @@ def at_layer(model, layer, **asked):
 
 ERRORS = {
     "two baselines for one input": (lambda m, x: ours.IntegratedGradients(m).attribute(x, (0, 0), 0), BaselineError, "2 baselines"),
-    "a baseline of another shape": (lambda m, x: ours.IntegratedGradients(m).attribute(x, torch.zeros(2, 6), 0), BaselineError, r"possible: \(3, 6\)"),
+    "a baseline of another shape": (
+        lambda m, x: ours.IntegratedGradients(m).attribute(x, torch.zeros(2, 6), 0),
+        BaselineError,
+        r"possible: \(3, 6\)",
+    ),
     "a baseline in words": (lambda m, x: ours.IntegratedGradients(m).attribute(x, "black", 0), BaselineError, "of type str"),
     "a rule that is none": (lambda m, x: ours.IntegratedGradients(m).attribute(x, target=0, method="simpson"), NotFoundError, "riemann_middle"),
     "ids as inputs": (lambda m, x: ours.IntegratedGradients(m).attribute(x.long(), target=0), InputError, "holds integers"),
@@ -480,9 +495,17 @@ ERRORS = {
     "no target where one is needed": (lambda m, x: ours.IntegratedGradients(m).attribute(x), TargetError, "leaves 4 numbers"),
     "a target too far": (lambda m, x: ours.IntegratedGradients(m).attribute(x, target=4), TargetError, "target 4 was asked"),
     "too few targets": (lambda m, x: ours.IntegratedGradients(m).attribute(x, target=[0, 1]), TargetError, "2 targets .* batch of 3"),
-    "a target of two dimensions": (lambda m, x: ours.IntegratedGradients(m).attribute(x, target=torch.zeros(3, 1).long()), TargetError, r"shape \(3, 1\)"),
+    "a target of two dimensions": (
+        lambda m, x: ours.IntegratedGradients(m).attribute(x, target=torch.zeros(3, 1).long()),
+        TargetError,
+        r"shape \(3, 1\)",
+    ),
     "a target in words": (lambda m, x: ours.InputXGradient(m).attribute(x, "top"), TargetError, "possible: None, an int"),
-    "samples that mix": (lambda m, x: ours.IntegratedGradients(lambda x: m(x - x.mean(0))).attribute(x, target=0), ModelStateError, "mixes the samples"),
+    "samples that mix": (
+        lambda m, x: ours.IntegratedGradients(lambda x: m(x - x.mean(0))).attribute(x, target=0),
+        ModelStateError,
+        "mixes the samples",
+    ),
     "no function": (lambda m, x: ours.IntegratedGradients("resnet"), UsageError, "not str"),
     "several devices": (lambda m, x: ours.LayerIntegratedGradients(m, m.first, [0, 1]), UsageError, "give model.module"),
     "a model in parallel": (lambda m, x: ours.IntegratedGradients(nn.DataParallel(m)), UsageError, "give model.module"),
@@ -491,7 +514,9 @@ ERRORS = {
     "a layer that runs twice": (lambda m, x: at_layer(t := Twice().eval(), t.layer), SiteError, "called 2 times"),
     "a layer that never runs": (lambda m, x: at_layer(t := Twice().eval(), t.spare), SiteError, "called 0 times"),
     "a layer on ids": (
-        lambda m, x: ours.LayerIntegratedGradients(w := Words().eval(), w.embedding).attribute(x.long().abs(), target=0, attribute_to_layer_input=True),
+        lambda m, x: ours.LayerIntegratedGradients(w := Words().eval(), w.embedding).attribute(
+            x.long().abs(), target=0, attribute_to_layer_input=True
+        ),
         SiteError,
         "torch.int64",
     ),

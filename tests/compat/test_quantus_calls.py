@@ -129,7 +129,10 @@ def test_baselines_are_words_numbers_arrays_and_records(given, x0):
 def test_options_of_the_method_come_by_name_or_as_xai_lib_kwargs():
     model, (x, y) = network(), images()
     coarse = dict(path="riemann", n_steps=1)
-    one, two = explain_func(model=model, inputs=x, targets=y, **asked(**coarse)), explain_func(model=model, inputs=x, targets=y, **asked(xai_lib_kwargs=coarse))
+    one, two = (
+        explain_func(model=model, inputs=x, targets=y, **asked(**coarse)),
+        explain_func(model=model, inputs=x, targets=y, **asked(xai_lib_kwargs=coarse)),
+    )
     truth = zl.integrated_gradients(model, torch.from_numpy(x), target=y.tolist(), baseline=zl.baseline.zeros(), **coarse).values.numpy()
     assert np.array_equal(one, two)
     assert np.allclose(one, truth)
@@ -151,7 +154,14 @@ def test_routes_through_attentions_give_the_map_that_their_record_has(digits_vit
     grid = zl.attention_relevance(digits_vit, x, target=[7, 6]).grid()
     assert np.allclose(found, nn.functional.interpolate(grid[:, None], (64, 64), mode="bilinear").numpy(), atol=1e-6)
     metric = quantus.Sparseness(**QUIET)
-    seen = metric(model=digits_vit, x_batch=x.numpy(), y_batch=np.array([7, 6]), explain_func=explain_func, explain_func_kwargs={"method": "grad_eclip"}, device="cpu")
+    seen = metric(
+        model=digits_vit,
+        x_batch=x.numpy(),
+        y_batch=np.array([7, 6]),
+        explain_func=explain_func,
+        explain_func_kwargs={"method": "grad_eclip"},
+        device="cpu",
+    )
     assert all(0 < one < 1 for one in seen)
 
 
@@ -165,7 +175,11 @@ ERRORS = {
     "a method that is none": (lambda: ask(method="IntegratedGradients", baseline=0), NotFoundError, "nearest: integrated_gradients"),
     "an option that is none": (lambda: ask(baseline=0, steps=5), NotFoundError, "n_steps"),
     "a baseline for a route": (lambda: ask(method="grad_eclip", baseline="zeros"), UsageError, "mean nothing to grad_eclip"),
-    "black of a model without normalisation": (lambda: ask(x=np.zeros((4, 3, 6, 8)), baseline="black", model=linear(3)), BaselineError, "normalisation"),
+    "black of a model without normalisation": (
+        lambda: ask(x=np.zeros((4, 3, 6, 8)), baseline="black", model=linear(3)),
+        BaselineError,
+        "normalisation",
+    ),
     "classes that are no whole numbers": (lambda: ask(y=np.array([0.0, 1, 2, 1]), baseline=0), TargetError, "float64"),
     "too few classes": (lambda: ask(y=np.array([0, 1]), baseline=0), TargetError, "for 4 inputs"),
     "another device": (lambda: ask(baseline=0, device="meta"), InputError, "model.to"),

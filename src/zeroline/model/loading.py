@@ -93,9 +93,7 @@ def from_pipeline(pipeline: Any) -> Sourced:
     import transformers
 
     if not isinstance(pipeline, transformers.Pipeline) or not isinstance(pipeline.model, nn.Module):
-        raise UsageError(
-            f"a model was asked for and {type(pipeline).__name__} was given; possible: a pipeline, a name such as 'zoo:digits-vit', zl.load(name)"
-        )
+        raise UsageError(f"{type(pipeline).__name__} was given; a model is a pipeline, a name such as 'zoo:digits-vit', or zl.load(name)")
     picture, tokenizer = pipeline.image_processor, pipeline.tokenizer
     if picture is None and tokenizer is None:
         raise UsageError(f"the {pipeline.task} pipeline has no image processor and no tokenizer: zl.explain reads images and texts")
