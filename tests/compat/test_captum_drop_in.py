@@ -214,6 +214,9 @@ def test_tuples_of_inputs_and_baselines_and_further_arguments_are_captums():
         assert same(found, truth)
     assert mine.record.site == "input:x + input:y"
     assert mine.record.baseline == "given tensor, constant(1)"
+    with exactly():
+        truth = theirs.attribute((x,), target=1, additional_forward_args=y, n_steps=5)
+    assert same(mine.attribute((x,), target=1, additional_forward_args=y, n_steps=5), truth), "a tuple of one stays a tuple"
     theirs, mine = called("InputXGradient", model)
     assert same(mine.attribute((x, y), 1, (2, mask)), theirs.attribute((x, y), 1, (2, mask)))
     assert same(mine.attribute((x,), 1, y), theirs.attribute((x,), 1, y)), "a tuple of one stays a tuple"
@@ -367,10 +370,11 @@ def test_the_record_says_what_was_asked_and_of_which_model():
     assert (direct.record.site, around.record.site, layer.record.site) == ("input:x", "input:arg0", "first")
     assert layer.record.baseline == "zeros at the input"
     assert torch.allclose(direct.record.output, truth.output)
-    with pytest.raises(TargetError):
-        direct.attribute(x, target=9)
-    with pytest.raises(UsageError, match="no record yet"):
-        direct.record  # noqa: B018
+    for one in (direct, layer):
+        with pytest.raises(TargetError):
+            one.attribute(x, target=9)
+        with pytest.raises(UsageError, match="no record yet"):
+            one.record  # noqa: B018
 
 
 def test_the_record_of_captums_trapezoid_says_what_its_weights_leave_out():
