@@ -23,7 +23,7 @@ from zeroline.model.loading import Loaded, Sourced, from_pipeline
 from zeroline.paradigm.players import missing_word
 from zeroline.relevance import Relevance
 from zeroline.similarity import similarity
-from zeroline.site import SiteLike
+from zeroline.site import SiteLike, as_site
 from zeroline.spelling.reading import scale_of
 from zeroline.spelling.sources import image_only, is_input, load_sourced, open_image, read_baseline, sourced, sources_of, target_for
 from zeroline.target import TargetLike
@@ -172,7 +172,7 @@ def _baseline(known: Sourced, baseline: BaselineLike | str | None, words: Any, s
         return _WORDS[baseline](known.tokenizer)
     loaded = image_only(known, words)
     placed = replace(loaded, preprocess=lambda image: _placed(known, loaded.preprocess(image)))
-    return read_baseline(baseline, placed, at_input=is_input(site) if site is None or isinstance(site, str) else False)
+    return read_baseline(baseline, placed, at_input=is_input(str(as_site(site))))
 
 
 def _placed(known: Sourced, inputs: Any) -> Any:

@@ -334,6 +334,7 @@ def test_only_the_part_after_a_layer_runs_along_the_path_in_a_function_too():
     mine = ours.LayerIntegratedGradients(lambda x: model(x).log_softmax(-1), model.last)
     mine.attribute(x, target=0, n_steps=30, internal_batch_size=3)
     assert mine.record.execution == "suffix after model.last"
+    assert mine.record.settings["internal_batch_size"] == 3
     assert len(runs) < 12
 
 
@@ -397,6 +398,38 @@ def test_labels_of_the_model_are_in_the_record(digits_vit, samples):
     assert float((found - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())
 
 
+def test_captums_tutorial_on_a_text_classifier_runs_as_it_stands():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    size = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16, num_hidden_layers=2, vocab_size=30, initializer_range=0.5)
+    model = BertForSequenceClassification(BertConfig(**size)).eval().double()
+
+    def probability(ids, token_type_ids=None, position_ids=None, attention_mask=None):
+        return model(ids, token_type_ids=token_type_ids, position_ids=position_ids, attention_mask=attention_mask).logits.softmax(1)[:, 0]
+
+    ids = torch.randint(5, 30, (2, 7))
+    kinds, places, mask = torch.zeros(2, 7).long(), torch.arange(7).expand(2, 7), torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+    for layer in (model.bert.embeddings, model.bert.embeddings.word_embeddings, model.bert.encoder.layer[0].attention.output):
+        theirs, mine = called("LayerIntegratedGradients", probability, layer)
+        asked = dict(
+            inputs=ids, baselines=torch.zeros_like(ids), additional_forward_args=(kinds, None, mask), n_steps=8, return_convergence_delta=True
+        )
+        with exactly():
+            truth = theirs.attribute(**asked)
+        found = mine.attribute(**asked)
+        assert moved(found[0])
+        assert same(found, truth)
+        assert same(mine.attribute(**asked | {"additional_forward_args": (kinds, places, mask)}), truth)
+    assert mine.record.site == "model.bert.encoder.layer.0.attention.output"
+
+
+def test_random_numbers_that_a_function_draws_are_given_back():
+    model, x = bent()
+    before = torch.get_rng_state()
+    ours.IntegratedGradients(lambda x: model(x + 0 * torch.randn_like(x))).attribute(x, target=1, n_steps=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_functions_of_two_models_and_of_none():
     one, two, x = Bent(6).eval().double(), Bent(6).eval().double(), torch.randn(3, 6).double()
     both = lambda x: one(x) * two(x)  # noqa: E731
@@ -406,6 +439,9 @@ def test_functions_of_two_models_and_of_none():
     assert same(mine.attribute(x, target=1, n_steps=6), truth)
     assert mine.record.model_class.count("Bent") == 2
     assert len(mine.record.weights()) == 16
+    part_first = ours.IntegratedGradients(lambda x: one.first(x)[:, :4] * one(x))  # a part of the model is called before the whole
+    part_first.attribute(x, target=1, n_steps=3)
+    assert part_first.record.model_id == zl.gradient_x_input(one, x, target=1, baseline=zl.baseline.zeros()).model_id
     theirs, mine = called("IntegratedGradients", lambda x: (x**3).sum(1))
     with exactly():
         truth = theirs.attribute(x, n_steps=6)

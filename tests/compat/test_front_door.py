@@ -116,6 +116,17 @@ def test_objects_go_where_words_go(classifier, picture):
     assert float(one.relative_error) < 0.002
 
 
+def test_the_mean_of_a_folder_is_that_of_pictures_at_the_input_and_of_features_at_a_layer(classifier, picture, tmp_path):
+    for sample in zoo.samples("digits-vit")[:2]:
+        sample.image.save(tmp_path / f"{sample.name}.png")
+    set_ = [zoo.preprocess("digits-vit", sample.image) for sample in zoo.samples("digits-vit")[:2]]
+    for site, at in ((None, "input"), (zl.site.input("pixel_values"), "input"), ("vit.layers.1", "site"), (zl.site.module("vit.layers.1"), "site")):
+        found = zl.explain(classifier, picture, target="nine", site=site, baseline=f"mean_of({tmp_path})", **ONCE)
+        asked = dict(target="nine", site=site, baseline=zl.baseline.mean_of(set_, at=at), **ONCE)
+        truth = zl.integrated_gradients(classifier.model, zoo.preprocess("digits-vit", picture), **asked)
+        assert torch.allclose(found.values, truth.values, atol=1e-6)
+
+
 def test_methods_and_routes_give_their_own_records(classifier, picture):
     inputs = zoo.preprocess("digits-vit", picture)
     for method in ("gradient_x_input", "grad_cam"):
