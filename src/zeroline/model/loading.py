@@ -216,8 +216,13 @@ def from_open_clip(name: str) -> Sourced:
         given = {} if image is None else {"image": see(image.convert("RGB"))[None]}
         return given if text is None else given | {"text": read([text])}
 
-    inner = getattr(read, "tokenizer", None)  # a Hugging Face tokenizer inside, for some architectures
-    words = inner.convert_ids_to_tokens if inner is not None else lambda ids: [read.decoder[i] for i in ids]
+    def words(ids: list[int]) -> list[str]:
+        inner = getattr(read, "tokenizer", None)  # a Hugging Face tokenizer inside, for some architectures
+        if inner is not None:
+            return list(inner.convert_ids_to_tokens(ids))
+        end = ids.index(read.eot_token_id) if read.eot_token_id in ids else len(ids)  # what follows is padding, by an id that is also "!"
+        return [read.decoder[i] if place <= end else "" for place, i in enumerate(ids)]
+
     return Sourced(name, model.eval(), prepare, {}, ("text", "image"), words)
 
 
