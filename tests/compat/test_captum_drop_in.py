@@ -372,10 +372,14 @@ def test_the_record_says_what_was_asked_and_of_which_model():
     assert layer.record.baseline == "zeros at the input"
     assert torch.allclose(direct.record.output, truth.output)
     for one in (direct, layer):
-        with pytest.raises(TargetError):
-            one.attribute(x, target=9)
-        with pytest.raises(UsageError, match="no record yet"):
-            one.record  # noqa: B018
+        for wrong, error in ((dict(target=9), TargetError), (dict(target=1, baselines=(0, 0)), BaselineError)):
+            one.attribute(x, target=2)
+            with pytest.raises(error):
+                one.attribute(x, **wrong)
+            with pytest.raises(UsageError, match="no record yet"):
+                one.record  # noqa: B018
+    layer.attribute(x, target=2, attribute_to_layer_input=True)
+    assert (layer.record.site, layer.record.execution) == ("input of model.first", "full")
 
 
 def test_the_record_of_captums_trapezoid_says_what_its_weights_leave_out():

@@ -66,7 +66,6 @@ class _Explainer:
     def _at_inputs(self, arguments: Sequence[Any], count: int) -> tuple[nn.Module, Site]:
         """The callable as a module, and the first ``count`` arguments as a site."""
         function = self.forward_func
-        self._record = None
         model = self._model = function if isinstance(function, nn.Module) else Around(function, observed(function, arguments).roots)
         names = list(Inputs.of(model, tuple(arguments)).named)[:count]
         sites = tuple(Site("input", name) for name in names)
@@ -121,6 +120,7 @@ class IntegratedGradients(_Explainer):
         Raises:
             As ``zl.integrated_gradients``.
         """
+        self._record = None
         given, more = _tuple(inputs), _more(additional_forward_args)
         model, site = self._at_inputs((*given, *more), len(given))
         record, means = with_mean_gradients(
@@ -194,6 +194,7 @@ class LayerIntegratedGradients(_Explainer):
         """
         if grad_kwargs:
             raise UsageError(f"grad_kwargs={dict(grad_kwargs)} was asked; zeroline calls torch.autograd.grad itself: leave it out")
+        self._record = None
         given, more = _tuple(inputs), _more(additional_forward_args)
         start = _start(given, baselines)
         x0 = tuple(_filled(x, one) for x, one in zip(given, start))
@@ -225,7 +226,6 @@ class LayerIntegratedGradients(_Explainer):
     def _at_layers(self, arguments: Sequence[Any], *, at_input: bool) -> Iterator[tuple[nn.Module, Site, Observed]]:
         """The callable as a module and its layers as a site, for the length of the block."""
         function, layers = self.forward_func, self._layers
-        self._record = None
         seen = observed(function, arguments, layers, at_input=at_input)
         counts = [len(tensors) for tensors in seen.tensors]
         inside = isinstance(function, nn.Module) and set(layers) <= set(function.modules())
@@ -248,12 +248,12 @@ class LayerIntegratedGradients(_Explainer):
         yield model, _joined(sites), seen
 
     def _renamed(self, record: Attribution, model: nn.Module, seen: Observed) -> Attribution:
-        """The record with the layers' names in the place of the taps'."""
+        """The record with the layers' names in the place of the taps'; behind a tap nothing is replayed, so the whole model ran."""
         called = {module: name for name, module in model.named_modules()}
         names = []
         for layer, tensors in zip(self._layers, seen.tensors):
             names += [f"input {number} of {called[layer]}" if len(tensors) > 1 else f"input of {called[layer]}" for number in range(len(tensors))]
-        return replace(record, parts=dict(zip(names, record.parts.values())), site=" + ".join(names))
+        return replace(record, parts=dict(zip(names, record.parts.values())), site=" + ".join(names), execution="full")
 
 
 class InputXGradient(_Explainer):
@@ -270,6 +270,7 @@ class InputXGradient(_Explainer):
         Raises:
             As ``zl.gradient_x_input``.
         """
+        self._record = None
         given, more = _tuple(inputs), _more(additional_forward_args)
         model, site = self._at_inputs((*given, *more), len(given))
         record = gradient_x_input(model, (*given, *more), target=Selected.of(target), site=site, baseline=baselines.zeros())

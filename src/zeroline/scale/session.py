@@ -102,7 +102,7 @@ def run(
 
     Args:
         source: a folder of images (sub-folders are labels, or a ``labels.csv``), a CSV or Parquet file, a saved Hugging Face dataset.
-        model: a name (``zoo:digits-vit``, ``hf:...``, ``timm:...``, ``open_clip:...``), a module, or a ``Sourced``; what was made in Python travels to Ray's workers.
+        model: a name (``zoo:digits-vit``, ``hf:...``, ``timm:...``), a module, or a ``Sourced``; what was made in Python travels to Ray's workers.
         out: the folder. One writer at a time; a run of other settings or of another model in it is refused.
         method: of ``zl.METHODS``, the routes with one record per example, or ``logic``, ``ground``, ``mechanism``.
         target: in words (``"top"``, ``"seven - one"``, ``"label"``: each example's own label), or a target record.
