@@ -50,7 +50,9 @@ def _run(arguments):
         assert not ended.code, ended.code
 
 
-@pytest.mark.parametrize("name", ["attention", "baselines", "clip", "guidance", "heterogenous", "rewriting", "runs"])
+@pytest.mark.parametrize(
+    "name", ["adapters", "attention", "baselines", "clip", "coming-from-captum", "guidance", "heterogenous", "rewriting", "runs"]
+)
 def test_pages_print_what_they_show(name, tmp_path, monkeypatch):
     """The Python blocks of a page, run one after the other, print its text blocks."""
     monkeypatch.chdir(tmp_path)  # some write pictures

@@ -68,6 +68,8 @@ from zeroline.target import contrast, logit, top
 from zeroline.thresholds import Robustness
 
 if TYPE_CHECKING:
+    from zeroline.front_door import explain as explain
+    from zeroline.front_door import load as load
     from zeroline.scale import Run as Run
     from zeroline.scale import open_run as open_run
     from zeroline.scale import run as run
@@ -112,6 +114,7 @@ __all__ = [
     "difference_map",
     "error_budget",
     "errors",
+    "explain",
     "grad_cam",
     "grad_eclip",
     "gradient_x_input",
@@ -121,6 +124,7 @@ __all__ = [
     "integrated_gradients",
     "layer_cam",
     "layers",
+    "load",
     "logic",
     "logit",
     "mechanism",
@@ -145,7 +149,11 @@ __all__ = [
 
 
 # what needs more than torch is loaded when it is first asked for
-_LATER = {**dict.fromkeys(("Run", "open_run", "run", "summarize"), "zeroline.scale"), "Summary": "zeroline.summary"}
+_LATER = {
+    **dict.fromkeys(("Run", "open_run", "run", "summarize"), "zeroline.scale"),
+    **dict.fromkeys(("explain", "load"), "zeroline.front_door"),
+    "Summary": "zeroline.summary",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import typer
 BASELINES = "black, zeros, mean, blur(8), constant(0.5), noise(0), neutral(black), mean_of(FOLDER), distribution(FOLDER, 8)."
 
 ImageFile = Annotated[Path, typer.Argument(help="The image file.")]
-ModelName = Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")]
+ModelName = Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER, timm:NAME, open_clip:NAME/WEIGHTS.")]
 TargetText = Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")]
 Direction = Annotated[
     str, typer.Option("--target", "--direction", help="top, a class number, a label, a contrast 'A - B', or a mix '2 A - B + 0.5 C'.")

@@ -17,7 +17,7 @@ from zeroline.spelling.sources import load_sourced, open_image, stand_in
 
 
 def sites(
-    model: Annotated[str, typer.Argument(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")],
+    model: Annotated[str, typer.Argument(help="zoo:NAME, hf:ID-OR-FOLDER, timm:NAME, open_clip:NAME/WEIGHTS.")],
     image: Annotated[Path | None, typer.Option(help="An image to run the model on; default: a test pattern.")] = None,
     text: Annotated[str | None, typer.Option(help="The text, for models that read one; left out, a few words.")] = None,
     match: Annotated[str | None, typer.Option(help="Only modules that match, e.g. 'vit.layers.*'.")] = None,

@@ -19,7 +19,7 @@ FORMATS = ("table", "json", "mermaid")
 
 
 def trace(
-    model: Annotated[str, typer.Argument(help="zoo:NAME, hf:ID-OR-FOLDER or timm:NAME.")],
+    model: Annotated[str, typer.Argument(help="zoo:NAME, hf:ID-OR-FOLDER, timm:NAME, open_clip:NAME/WEIGHTS.")],
     image: Annotated[Path | None, typer.Option(help="The image file; left out, a test pattern.")] = None,
     text: Annotated[str | None, typer.Option(help="The text; left out, a few words.")] = None,
     format_: Annotated[str, typer.Option("--format", help="table, json or mermaid.")] = "table",

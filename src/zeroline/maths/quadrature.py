@@ -39,6 +39,11 @@ def riemann(steps: int) -> Rule:
     return torch.arange(1, steps + 1, dtype=torch.float64) / steps, _equal(steps)
 
 
+def riemann_left(steps: int) -> Rule:
+    """The near end of each segment, k / steps for k = 0..steps - 1."""
+    return torch.arange(steps, dtype=torch.float64) / steps, _equal(steps)
+
+
 def trapezoid(steps: int) -> Rule:
     """``steps`` equally spaced nodes with both ends, at least 2."""
     if steps < 2:
@@ -52,6 +57,7 @@ RULES: dict[str, Callable[[int], Rule]] = {
     "midpoint": midpoint,
     "trapezoid": trapezoid,
     "riemann": riemann,
+    "riemann_left": riemann_left,
 }
 
 

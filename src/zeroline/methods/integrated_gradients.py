@@ -52,7 +52,7 @@ def integrated_gradients(
 
     Args:
         path: ``"adaptive"`` (trapezoid on nodes chosen per sample), or a fixed rule with ``n_steps`` nodes:
-            ``"gausslegendre"``, ``"midpoint"``, ``"trapezoid"``, ``"riemann"``.
+            ``"gausslegendre"``, ``"midpoint"``, ``"trapezoid"``, ``"riemann"`` (the far ends), ``"riemann_left"``.
         tolerance: adaptive: stop when |E| <= tolerance * |D| and ...
         local_tolerance: ... sum |r_k| <= local_tolerance * |D|.
         max_evaluations: adaptive: gradient evaluations per sample at most; a NotConvergedWarning where it ends there.
@@ -68,6 +68,44 @@ def integrated_gradients(
     Raises:
         As ``gradient_x_input``; NonFiniteError names the sample and the path point.
     """
+    found, _ = with_mean_gradients(
+        model,
+        inputs,
+        target=target,
+        site=site,
+        baseline=baseline,
+        path=path,
+        n_steps=n_steps,
+        tolerance=tolerance,
+        local_tolerance=local_tolerance,
+        max_evaluations=max_evaluations,
+        closure=closure,
+        internal_batch_size=internal_batch_size,
+        progress=progress,
+    )
+    return found
+
+
+def with_mean_gradients(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    target: TargetLike,
+    site: SiteLike,
+    baseline: BaselineLike,
+    path: str = "adaptive",
+    n_steps: int = 50,
+    tolerance: float = 0.01,
+    local_tolerance: float = 0.1,
+    max_evaluations: int = 512,
+    closure: str | None = None,
+    internal_batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Attribution, Features]:
+    """The record of ``integrated_gradients`` and ``sum_k w_k g(z0 + t_k (z - z0))``, the mean gradient along the path that its values hold.
+
+    One tensor per part, with the shape of z, in float32 or better, before ``closure``. Not for a distribution of baselines.
+    """
     _check(tolerance, local_tolerance, max_evaluations, closure, internal_batch_size)
     settings: dict[str, Any] = {"path": path}
     if path == "adaptive":
@@ -78,18 +116,19 @@ def integrated_gradients(
     with ask(model, inputs, target=target, site=site, baseline=baseline, replay=True) as question:
         question.rows_per_pass = internal_batch_size
         if path == "adaptive":
-            parts, figures = _adaptive(question, tolerance, local_tolerance, max_evaluations, progress)
+            means, figures = _adaptive(question, tolerance, local_tolerance, max_evaluations, progress)
         else:
-            parts, figures = _fixed(question, nodes, weights, path == "trapezoid", progress)
+            means, figures = _fixed(question, nodes, weights, path == "trapezoid", progress)
+        parts = _times_step(question, means)
         figures |= {"budget": question.budget("quadrature", parts)}
         if closure:
             parts, closed = _closed(question, parts, closure)
             figures |= closed
         settings |= {"internal_batch_size": question.rows_per_pass}
-        return question.answer(parts, method="integrated_gradients", settings=settings, **figures)
+        return question.answer(parts, method="integrated_gradients", settings=settings, **figures), tuple(means)
 
 
-def _fixed(question: Question, nodes: Tensor, weights: Tensor, has_ends: bool, progress: Progress | None) -> tuple[Features, dict[str, Any]]:
+def _fixed(question: Question, nodes: Tensor, weights: Tensor, has_ends: bool, progress: Progress | None) -> tuple[list[Tensor], dict[str, Any]]:
     """The same nodes for every sample; gradients are added up as they come, none is kept."""
     batch, count = question.batch, len(nodes)
     samples = torch.arange(batch).repeat_interleave(count)
@@ -107,17 +146,18 @@ def _fixed(question: Question, nodes: Tensor, weights: Tensor, has_ends: bool, p
         done += len(node.rows)
         if progress:
             progress(done, len(samples))
-    values = _times_step(question, sums[0])
     figures: dict[str, Any] = {"evaluations": torch.full((batch,), count, dtype=torch.int64, device=question.output.device)}
     if has_ends:
         local = torch.stack([defects(nodes, f[b], slopes[b]).abs().sum() for b in range(batch)])
         figures |= {"local_error": local.to(question.output)}
     if has_ends and count > 2:
-        figures |= {"map_error": _map_error(values, _times_step(question, sums[1]))}
-    return values, figures
+        figures |= {"map_error": _map_error(*(_times_step(question, parts) for parts in sums))}
+    return sums[0], figures
 
 
-def _adaptive(question: Question, tolerance: float, local_tolerance: float, most: int, progress: Progress | None) -> tuple[Features, dict[str, Any]]:
+def _adaptive(
+    question: Question, tolerance: float, local_tolerance: float, most: int, progress: Progress | None
+) -> tuple[list[Tensor], dict[str, Any]]:
     """Each sample refines its own path; one pass serves what all of them want next."""
     limits = Tolerance(tolerance, local_tolerance, most, question.resolution)
     paths = [Path(limits, float(d)) for d in question.output - question.baseline_output]
@@ -135,15 +175,15 @@ def _adaptive(question: Question, tolerance: float, local_tolerance: float, most
             done += len(node.t)
             if progress:
                 progress(done, None)
-    values = _times_step(question, _weighted(question, paths, kept, trapezoid_weights))
-    coarse = _times_step(question, _weighted(question, paths, kept, coarse_weights))
+    means = _weighted(question, paths, kept, trapezoid_weights)
+    fine, coarse = (_times_step(question, sums) for sums in (means, _weighted(question, paths, kept, coarse_weights)))
     stopped = tuple(path.stopped() or "rounding floor" for path in paths)
     counts = torch.tensor([len(path.nodes) for path in paths], device=question.output.device)
     _warn(question, paths, stopped, tolerance, local_tolerance, most)
-    return values, {
+    return means, {
         "evaluations": counts,
         "local_error": torch.stack([path.defects().abs().sum() for path in paths]).to(question.output),
-        "map_error": torch.where(counts > 2, _map_error(values, coarse), torch.nan),
+        "map_error": torch.where(counts > 2, _map_error(fine, coarse), torch.nan),
         "stopped": stopped,
     }
 
@@ -217,5 +257,5 @@ def _warn(question: Question, paths: Sequence[Path], stopped: Sequence[str], tol
             f" {path.error():+.3g}, local error {float(path.defects().abs().sum()):.3g}, difference {path.difference:.3g}"
             f" (asked: {tolerance:g} and {local:g} of the difference)",
             NotConvergedWarning,
-            stacklevel=5,  # past over_draws, at the caller
+            stacklevel=6,  # past with_mean_gradients and over_draws, at the caller
         )

@@ -1,4 +1,4 @@
-"""Models from elsewhere: a Hugging Face id or folder, a timm name.
+"""Models from elsewhere: a Hugging Face id, folder or pipeline, a timm name, an open_clip architecture with its weights.
 
 Holds ``Loaded`` (a model with its preprocessing and labels), ``Sourced`` (the same for models that read words, or words and
 a picture), and one loader per source. Nothing is unpickled and no
@@ -85,8 +85,28 @@ def any_from_hub(name: str, *, trust_remote_code: bool = False) -> Sourced:
     except UnpicklingError as problem:
         raise LoadError(_refused(name)) from problem
     makers = (transformers.AutoImageProcessor, transformers.AutoTokenizer, transformers.AutoFeatureExtractor)
-    picture, tokenizer, ear = (_part(maker, name, options) for maker in makers)
+    return _assembled(name, model, *(_part(maker, name, options) for maker in makers))
 
+
+def from_pipeline(pipeline: Any) -> Sourced:
+    """The model of a Hugging Face pipeline, prepared for by the pipeline's own image processor and tokenizer, on its device.
+
+    Raises UsageError for what is no pipeline of torch, or has neither part.
+    """
+    import transformers
+
+    if not isinstance(pipeline, transformers.Pipeline) or not isinstance(pipeline.model, nn.Module):
+        raise UsageError(f"{type(pipeline).__name__} was given; a model is a pipeline, a name such as 'zoo:digits-vit', or zl.load(name)")
+    picture, tokenizer = pipeline.image_processor, pipeline.tokenizer
+    if picture is None and tokenizer is None:
+        raise UsageError(f"the {pipeline.task} pipeline has no image processor and no tokenizer: zl.explain reads images and texts")
+    model: Any = pipeline.model
+    return _assembled(str(model.config._name_or_path or type(model).__name__), model, picture, tokenizer, None)
+
+
+def _assembled(name: str, model: Any, picture: Any | None, tokenizer: Any | None, ear: Any | None) -> Sourced:
+    """A Hugging Face model with the parts that prepare its inputs."""
+    config = model.config
     known = inspect.signature(model.forward).parameters
     sounds = "input_features" in known or "input_values" in known
     parts = {
@@ -178,6 +198,42 @@ def from_hub(name: str, *, trust_remote_code: bool = False) -> Loaded:
     labels = {str(label): int(index) for index, label in model.config.id2label.items()}
     model.eval()
     return Loaded(name, model, lambda image: dict(processor(images=image, return_tensors="pt")), labels)
+
+
+def from_open_clip(name: str) -> Sourced:
+    """``ARCHITECTURE/PRETRAINED`` of open_clip: a tag of its own (``ViT-B-32/laion2b_s34b_b79k``), or a checkpoint file.
+
+    Weights are loaded by open_clip's own code with ``weights_only``. Raises LoadError where the package or the weights are missing.
+    """
+    try:
+        import open_clip
+    except (ImportError, RuntimeError) as problem:
+        raise LoadError(f"open_clip cannot be imported ({problem}); install it: pip install 'zeroline[open_clip]'") from problem
+    kind, _, weights = name.partition("/")
+    if kind not in open_clip.list_models():
+        raise NotFoundError.among("open_clip architecture", kind, open_clip.list_models(), "write open_clip:ARCHITECTURE/PRETRAINED")
+    tags = open_clip.list_pretrained_tags_by_model(kind)
+    if not weights or (weights not in tags and not Path(weights).expanduser().is_file()):
+        raise NotFoundError.among(f"open_clip weights of {kind}", weights, tags, f"write open_clip:{kind}/TAG or open_clip:{kind}/CHECKPOINT-FILE")
+    try:
+        source = weights if weights in tags else str(Path(weights).expanduser())
+        model, _, see = open_clip.create_model_and_transforms(kind, pretrained=source, weights_only=True)
+        read = open_clip.get_tokenizer(kind)
+    except Exception as problem:  # open_clip passes on whatever its download or unpickling raised
+        raise LoadError(f"cannot load {name!r} with open_clip: {_reason(problem)}") from problem
+
+    def prepare(image: Any, text: Any) -> Mapping[str, Any]:
+        given = {} if image is None else {"image": see(image.convert("RGB"))[None]}
+        return given if text is None else given | {"text": read([text])}
+
+    def words(ids: list[int]) -> list[str]:
+        inner = getattr(read, "tokenizer", None)  # a Hugging Face tokenizer inside, for some architectures
+        if inner is not None:
+            return list(inner.convert_ids_to_tokens(ids))
+        end = ids.index(read.eot_token_id) if read.eot_token_id in ids else len(ids)  # what follows is padding, by an id that is also "!"
+        return [read.decoder[i] if place <= end else "" for place, i in enumerate(ids)]
+
+    return Sourced(name, model.eval(), prepare, {}, ("text", "image"), words)
 
 
 def from_timm(name: str) -> Loaded:

@@ -1,7 +1,7 @@
 """What the model's own preprocessing does to pixels, read from where models keep it.
 
-Holds a table of places to look: a timm ``pretrained_cfg``, and the ``preprocessor_config.json`` beside the
-weights of a Hugging Face model (its folder, or the local hub cache; nothing is downloaded).
+Holds a table of places to look: a timm ``pretrained_cfg``, open_clip's ``visual.preprocess_cfg``, and the ``preprocessor_config.json``
+beside the weights of a Hugging Face model (its folder, or the local hub cache; nothing is downloaded).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FILE = "preprocessor_config.json"
 
 def of(model: nn.Module) -> Normalisation | None:
     """The normalisation of pixels in [0, 1] that ``model`` expects, or None where it does not say."""
-    for look in (_timm, _hugging_face):
+    for look in (_timm, _open_clip, _hugging_face):
         found = look(model)
         if found is not None:
             return found
@@ -27,7 +27,14 @@ def of(model: nn.Module) -> Normalisation | None:
 
 
 def _timm(model: nn.Module) -> Normalisation | None:
-    config = getattr(model, "pretrained_cfg", None)
+    return _of_dict(getattr(model, "pretrained_cfg", None))
+
+
+def _open_clip(model: nn.Module) -> Normalisation | None:
+    return _of_dict(getattr(getattr(model, "visual", None), "preprocess_cfg", None))
+
+
+def _of_dict(config: Any) -> Normalisation | None:
     if not isinstance(config, dict) or "mean" not in config or "std" not in config:
         return None
     return Normalisation(tuple(config["mean"]), tuple(config["std"]))

@@ -13,7 +13,7 @@ from torch import Tensor
 from zeroline import baseline as baselines
 from zeroline.baseline import Baseline, Distribution
 from zeroline.errors import LoadError, NotFoundError, UsageError
-from zeroline.model.loading import Loaded, Sourced, any_from_hub, from_hub, from_timm
+from zeroline.model.loading import Loaded, Sourced, any_from_hub, from_hub, from_open_clip, from_timm
 from zeroline.model.pictures import eight_bit, place_seen, raw_pixels
 from zeroline.similarity import similarity
 from zeroline.spelling.reading import read_target, scale_of
@@ -25,6 +25,7 @@ SCHEMES = {
     "zoo": "zoo:NAME, a model that ships with zeroline (no network)",
     "hf": "hf:ID or hf:FOLDER, an image classifier from the Hugging Face hub, its cache, or a folder",
     "timm": "timm:NAME, a timm model with its pretrained weights",
+    "open_clip": "open_clip:ARCHITECTURE/PRETRAINED, an open_clip model with weights by tag or from a checkpoint file (with --text)",
 }
 
 
@@ -36,6 +37,7 @@ def load_model(text: str, *, trust_remote_code: bool = False) -> Loaded:
         "zoo": _from_zoo,
         "hf": lambda n: from_hub(n, trust_remote_code=trust_remote_code),
         "timm": from_timm,
+        "open_clip": _no_classifier,
     }
     return loaders[scheme](name)
 
@@ -48,7 +50,13 @@ def load_sourced(text: str, *, trust_remote_code: bool = False) -> Sourced:
         return any_from_hub(name, trust_remote_code=trust_remote_code)
     if scheme == "zoo":
         return _sourced_from_zoo(name)
-    loaded = load_model(text)
+    if scheme == "open_clip":
+        return from_open_clip(name)
+    return sourced(load_model(text))
+
+
+def sourced(loaded: Loaded) -> Sourced:
+    """A model of images alone as one of any sources; a tensor that its preprocessing gives is its input ``x``."""
 
     def prepare(image: Any, _: str | None) -> Any:
         found = loaded.preprocess(image)
@@ -104,7 +112,7 @@ def pattern() -> Any:
 
 
 def scheme_of(text: str) -> str:
-    """``zoo``, ``hf`` or ``timm``."""
+    """``zoo``, ``hf``, ``timm`` or ``open_clip``."""
     return scheme_and_name(text)[0]
 
 
@@ -115,7 +123,7 @@ def scheme_and_name(text: str) -> tuple[str, str]:
         if colon and "/" not in scheme and len(scheme) > 1:
             raise NotFoundError.among("model scheme", scheme, SCHEMES, "e.g. zoo:digits-vit")
         if not colon and "/" not in text and not Path(text).exists():
-            raise NotFoundError.among("model", text, _examples(), "write zoo:NAME, hf:ID-OR-FOLDER or timm:NAME")
+            raise NotFoundError.among("model", text, _examples(), "write zoo:NAME, hf:ID-OR-FOLDER, timm:NAME or open_clip:ARCHITECTURE/PRETRAINED")
         scheme, name = "hf", text
     return scheme, name
 
@@ -270,6 +278,10 @@ def _from_zoo(name: str) -> Loaded:
     if "text" in zoo.MODELS[name].reads:
         raise UsageError(f"zoo model {name!r} reads text and image; use `zeroline explain IMAGE --text` or `zeroline attend IMAGE --text`")
     return Loaded(name, model, lambda image: zoo.preprocess(name, image), _zoo_labels(model))
+
+
+def _no_classifier(name: str) -> Loaded:
+    raise UsageError(f"open_clip model {name!r} compares an image with a text; use `zeroline explain IMAGE --text` or `zeroline attend IMAGE --text`")
 
 
 def _examples() -> list[str]:
