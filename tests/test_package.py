@@ -12,7 +12,7 @@ def test_exports_are_sorted_and_exist():
         "Mechanism Player Principles Relevance Rewriting Robustness Run Summary attention_eclip attention_relevance attention_transfer audit_baseline baseline capture "
         "check_principles compare contrast corrections deletion_insertion difference_map error_budget errors explain grad_cam "
         "grad_eclip gradient_x_input ground guide integrated_attention integrated_gradients layer_cam layers load logic logit mechanism odam open_run players "
-        "replaced rewrite robustness rollout run similarity site sites summarize target taylor top trace zoo"
+        "replaced rewrite robustness rollout run similarity site sites summarize target taylor top trace write_report zoo"
     )
     assert zl.__all__ == pinned.split()
     assert all(getattr(zl, name) is not None for name in zl.__all__)

@@ -70,6 +70,7 @@ from zeroline.thresholds import Robustness
 if TYPE_CHECKING:
     from zeroline.front_door import explain as explain
     from zeroline.front_door import load as load
+    from zeroline.reporting import write_report as write_report
     from zeroline.scale import Run as Run
     from zeroline.scale import open_run as open_run
     from zeroline.scale import run as run
@@ -144,6 +145,7 @@ __all__ = [
     "taylor",
     "top",
     "trace",
+    "write_report",
     "zoo",
 ]
 
@@ -153,6 +155,7 @@ _LATER = {
     **dict.fromkeys(("Run", "open_run", "run", "summarize"), "zeroline.scale"),
     **dict.fromkeys(("explain", "load"), "zeroline.front_door"),
     "Summary": "zeroline.summary",
+    "write_report": "zeroline.reporting",
 }
 
 

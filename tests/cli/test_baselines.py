@@ -233,14 +233,16 @@ def test_a_model_of_one_class_has_no_opinion_to_audit(capsys, tmp_path, baseline
 
 def test_two_sets_of_one_name_keep_their_own_pictures(capsys, tmp_path, monkeypatch):
     folders = [photos(tmp_path / name / "set", [path]) for name, path in zip("ab", SET) if (tmp_path / name).mkdir() is None]
-    drawn = {}
-    monkeypatch.setattr("zeroline.report.audit_figure.figure", lambda audit, picture, pictures: drawn.update(pictures))
+    from zeroline.report import audit_figure
+
+    drawn, kept = {}, audit_figure.figure
+    monkeypatch.setattr(audit_figure, "figure", lambda audit, picture, pictures: drawn.update(pictures) or kept(audit, picture, pictures))
     asked = ", ".join(f"mean_of({folder})" for folder in folders)
     status, out, _ = run(capsys, "baselines", IMAGE, "--baselines", asked, "--out", tmp_path / "out")
     assert status == 0
     for name, path in zip(("mean of 1 in set at the input", "mean of 1 in set at the input (1)"), SET):
         assert line_of(out, name)
-        assert torch.allclose(torch.from_numpy(drawn[name]).permute(2, 0, 1) * 2 - 1, pixels(path), atol=1e-5)
+        assert torch.allclose(torch.from_numpy(drawn[name]).permute(2, 0, 1) * 2 - 1, pixels(path), atol=1e-2)  # whole levels
 
 
 def test_a_neutral_baseline_is_looked_for_once(capsys, tmp_path, monkeypatch):

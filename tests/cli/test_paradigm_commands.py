@@ -12,7 +12,6 @@ from PIL import Image
 import zeroline as zl
 from cli.test_cli import run
 from zeroline import Grounding, Logic, Mechanism, zoo
-from zeroline.cli import logic as logic_command
 from zeroline.cli import paradigm, show
 
 SAMPLES = files("zeroline.zoo") / "samples"
@@ -364,14 +363,16 @@ def test_players_are_as_asked(capsys, tmp_path, arguments, players):
 @pytest.fixture
 def drawn(monkeypatch):
     """What the figure of logic was given."""
+    from zeroline.report import logic_figure
+
     seen = {}
-    kept = logic_command.logic_figure.figure
+    kept = logic_figure.figure
 
     def figure(record, **given):
         seen.update(given)
         return kept(record, **given)
 
-    monkeypatch.setattr(logic_command.logic_figure, "figure", figure)
+    monkeypatch.setattr(logic_figure, "figure", figure)
     return seen
 
 
@@ -496,7 +497,7 @@ def test_what_is_written_is_a_target_for_each_word_and_the_random_state_is_as_it
         assert target.tokens == (WORDS.index(name.strip()),)
         assert target.start == 2 or ids[target.start + 1] == target.tokens[0]  # read where it is predicted
     assert not asked.inputs["decoder_input_ids"][0, 0]
-    assert whole.ids["input_ids"] == ["a", "few", "red", "seven", "</s>"]
+    assert whole.ids["input_ids"] == ("a", "few", "red", "seven", "</s>")
 
 
 def test_the_word_that_a_model_starts_from_is_not_one_that_it_writes(marian, brief):
@@ -535,11 +536,11 @@ def test_a_translators_next_token_is_the_target(capsys, tmp_path, marian, comman
 
 
 def test_a_model_that_listens_says_that_it_resampled_and_draws_seconds(capsys, tmp_path, whisper, sound, brief, monkeypatch):
-    from zeroline.cli import ground as ground_command
+    from zeroline.report import grounding_figure
 
     seen = {}
-    kept = ground_command.grounding_figure.figure
-    monkeypatch.setattr(ground_command.grounding_figure, "figure", lambda record, **given: seen.update(given) or kept(record, **given))
+    kept = grounding_figure.figure
+    monkeypatch.setattr(grounding_figure, "figure", lambda record, **given: seen.update(given) or kept(record, **given))
     status, out, err = run(capsys, "ground", "--audio", sound, "--model", f"hf:{whisper}", "--out", tmp_path, "--json")
     assert status == 0
     assert err.strip() == "note: tone.wav: resampled from 8000 to 16000 Hz"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -15,11 +14,9 @@ from zeroline.cli import show
 from zeroline.cli.guides import read_guide
 from zeroline.cli.options import AsJson, Calls, Direction, Grid, Guide, ModelName, Prefix, Report, TrustRemoteCode
 from zeroline.methods import attention_relevance
-from zeroline.model.loading import Sourced
-from zeroline.relevance import Relevance
 from zeroline.report import relevance_figure
 from zeroline.report.drawing import sources
-from zeroline.seen import IMAGE, Seen
+from zeroline.reporting import beside
 from zeroline.spelling.reading import grid_of
 from zeroline.spelling.sources import image_only, load_sourced, open_image, sources_of, target_for
 
@@ -62,7 +59,7 @@ def attend(
             prefix=prefix,
         )
         seconds = time.perf_counter() - started
-        seen = around(relevance, sourced, inputs)
+        seen = beside(relevance, sourced, inputs)
         written = show.write(relevance, "relevance", out, seen, report=report)
     if json_:
         print(json.dumps({**relevance.to_dict(), "seconds": seconds, "files": [str(p) for p in written]}, indent=2))
@@ -72,17 +69,6 @@ def attend(
         if source.words and not source.is_map:
             show.output.print(coloured(source))
     show.output.print(f"wrote {', '.join(str(p) for p in written)}", markup=False)
-
-
-def around(relevance: Relevance, sourced: Sourced, inputs: Mapping[str, Any]) -> Seen:
-    """The picture that the model was given, by the streams that lie on it, and the tokens of the streams of ids as text."""
-    streams = [name for name in relevance.by_source if name in inputs]
-    pictures = {name: show.picture_of(sourced.model, inputs[name]) for name in streams}
-    words: dict[str, tuple[str, ...]] = {}
-    if sourced.words is not None:
-        ids = {name: inputs[name] for name in streams if not inputs[name].is_floating_point()}
-        words = {name: tuple(str(word) for word in sourced.words(tensor[0].tolist())) for name, tensor in ids.items()}
-    return Seen(show.levels({**pictures, IMAGE: next((p for p in pictures.values() if p is not None), None)}), words)
 
 
 def coloured(source: relevance_figure.Source) -> Text:

@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from zeroline import reporting
 from zeroline.audit import HEAD, BaselineAudit
 from zeroline.baseline import Baseline, Distribution
 from zeroline.cli import show
@@ -20,8 +21,7 @@ from zeroline.errors import NotNeutralError, UsageError
 from zeroline.measure import audit_baseline
 from zeroline.model.loading import Loaded
 from zeroline.seen import BASELINE, IMAGE, Seen
-from zeroline.spelling.reading import read_target
-from zeroline.spelling.sources import is_input, load_model, open_image, read_baseline, split
+from zeroline.spelling.sources import is_input, load_model, open_image, read_baseline, sourced, split, target_for
 
 CANDIDATES = "black, zeros, mean, blur(8), noise(0), neutral(black), neutral(blur(8))"
 
@@ -48,10 +48,10 @@ def baselines(
     with show.results_folder(out):
         known, failures = _settled(loaded, inputs, asked, site)
         with show.progress("baselines") as told:
-            audit = audit_baseline(loaded.model, inputs, read_target(target, loaded.labels), list(known.values()), site=site, progress=told)
+            audit = audit_baseline(loaded.model, inputs, target_for(target, sourced(loaded)), list(known.values()), site=site, progress=told)
             audit = replace(audit, failures={**audit.failures, **failures})
-        pictures = {f"{BASELINE}/{name}": show.baseline_picture(loaded, inputs, known[name], audit.site) for name in audit.baselines}
-        seen = Seen(show.levels({IMAGE: show.pixels(loaded, inputs), **pictures}))
+        pictures = {f"{BASELINE}/{name}": reporting.baseline_picture(loaded.model, inputs, known[name], audit.site) for name in audit.baselines}
+        seen = Seen(reporting.levels({IMAGE: reporting.picture_among(loaded.model, inputs), **pictures}))
         written = show.write(audit, "audit", out, seen, report=report)
     if json_:
         print(json.dumps({**audit.to_dict(), "files": [str(p) for p in written]}, indent=2))

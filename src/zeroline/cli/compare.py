@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from zeroline import reporting
 from zeroline.cli import show
 from zeroline.cli.options import BASELINES, AsJson, Grid, ImageFile, ModelName, Prefix, Report, TargetText, TrustRemoteCode
 from zeroline.comparison import Comparison
@@ -17,8 +18,8 @@ from zeroline.maths.cam import STAGES
 from zeroline.measure import compare as side_by_side
 from zeroline.measure.compare import DEFAULT
 from zeroline.seen import IMAGE, Seen
-from zeroline.spelling.reading import grid_of, read_target
-from zeroline.spelling.sources import is_input, load_model, open_image, read_baseline, split
+from zeroline.spelling.reading import grid_of
+from zeroline.spelling.sources import is_input, load_model, open_image, read_baseline, sourced, split, target_for
 
 
 def compare(
@@ -40,7 +41,7 @@ def compare(
     shape = grid_of(grid)
     picture = open_image(image)
     loaded = load_model(model, trust_remote_code=trust_remote_code)
-    inputs, wanted = loaded.preprocess(picture), read_target(target, loaded.labels)
+    inputs, wanted = loaded.preprocess(picture), target_for(target, sourced(loaded))
     chosen = read_baseline(baseline, loaded, at_input=is_input(site))
     with show.results_folder(out):
         chosen = show.settled(loaded, inputs, chosen, site)
@@ -60,10 +61,10 @@ def compare(
             )
         for warning in caught:
             show.notes.print(f"warning: {warning.message}", markup=False)
-        seen = show.pixels(loaded, inputs)
+        seen = reporting.picture_among(loaded.model, inputs)
         if seen is None:
             raise InputError("the model's inputs hold no image")
-        written = show.write(found, "comparison", out, Seen(show.levels({IMAGE: seen})), report=report)
+        written = show.write(found, "comparison", out, Seen(reporting.levels({IMAGE: seen})), report=report)
     if json_:
         print(json.dumps({**found.to_dict(), "files": [str(p) for p in written]}, indent=2))
         return

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from zeroline import reporting
 from zeroline.cli import show
 from zeroline.cli.guides import read_guide
 from zeroline.cli.options import AsJson, BoxText, Calls, Direction, Grid, Guide, ImageFile, MaskFile, ModelName, Prefix, Report, TrustRemoteCode
@@ -47,10 +48,10 @@ def corrections(
     with show.results_folder(out):
         options = {"calls": show.calls_of(calls), "grid": shape, "prefix": prefix}
         found = by_correction(sourced.model, inputs, target=target_for(target, sourced), mask=where, guide=weights, **options)
-        seen = show.picture_among(sourced.model, inputs)
+        seen = reporting.picture_among(sourced.model, inputs)
         if seen is None:
             raise InputError("the model's inputs hold no image")
-        written = show.write(found, "corrections", out, Seen(show.levels({IMAGE: seen})), report=report)
+        written = show.write(found, "corrections", out, Seen(reporting.levels({IMAGE: seen})), report=report)
     if json_:
         print(json.dumps({**found.to_dict(), "files": [str(p) for p in written]}, indent=2))
         return

@@ -30,8 +30,9 @@ from zeroline.cli.options import (
 from zeroline.errors import NotFoundError, UsageError
 from zeroline.methods import CAMS, METHODS, ROUTES
 from zeroline.model.loading import Loaded
-from zeroline.spelling.reading import grid_of, read_target
-from zeroline.spelling.sources import is_input, load_model, load_sourced, open_image, read_baseline
+from zeroline.reporting import around
+from zeroline.spelling.reading import grid_of
+from zeroline.spelling.sources import is_input, load_model, load_sourced, open_image, read_baseline, sourced, target_for
 from zeroline.target import Target
 
 _NO_MAP = ("attention_transfer", "integrated_attention")  # a curve over depth, and maps of maps
@@ -89,7 +90,7 @@ def explain(
     picture = open_image(image)
     loaded = load_model(model, trust_remote_code=trust_remote_code)
     chosen = read_baseline(baseline, loaded, at_input=is_input(site))
-    inputs, wanted = loaded.preprocess(picture), read_target(target, loaded.labels)
+    inputs, wanted = loaded.preprocess(picture), target_for(target, sourced(loaded))
     answer(loaded, inputs, method, wanted, site, chosen, asked, out, as_json=json_, report=report, grid=shape, prefix=prefix)
 
 
@@ -120,7 +121,8 @@ def answer(
         seconds = time.perf_counter() - started
         for warning in caught:
             show.notes.print(f"warning: {warning.message}", markup=False)
-        written = show.write(attribution, "attribution", out, show.around(attribution, loaded, inputs, baseline, grid, prefix), report=report)
+        seen = around(attribution, loaded.model, inputs, baseline, grid=grid, prefix=prefix)
+        written = show.write(attribution, "attribution", out, seen, report=report)
     if as_json:
         print(json.dumps({**attribution.to_dict(), "seconds": seconds, "files": [str(p) for p in written]}, indent=2))
     else:

@@ -14,17 +14,16 @@ from zeroline.attribution import Attribution
 from zeroline.cli import attend, show
 from zeroline.errors import UsageError
 from zeroline.methods import METHODS, ROUTES
-from zeroline.model.inputs import Inputs
 from zeroline.model.loading import Sourced
-from zeroline.model.positions import positions_of
 from zeroline.relevance import Relevance, Tokens
-from zeroline.report import figure, texts_figure
+from zeroline.report import texts_figure
 from zeroline.report.drawing import draw, sources
 from zeroline.report.panels import heat_of
-from zeroline.seen import IMAGE, Seen
+from zeroline.reporting import beside, picture_among
+from zeroline.seen import Seen
 from zeroline.similarity import similarity
-from zeroline.spelling.reading import read_target, scale_of
-from zeroline.spelling.sources import image_only, is_input, read_baseline, sources_of
+from zeroline.spelling.reading import scale_of
+from zeroline.spelling.sources import image_only, is_input, read_baseline, sources_of, target_for
 from zeroline.target import Target
 
 Found = Attribution | Relevance
@@ -55,7 +54,7 @@ def answer(sourced: Sourced, asked: Question, out: Path, *, as_json: bool = Fals
             found[label] = (_ask(sourced, asked, text, inputs, target), inputs)
         records = {label: one.to_dict() for label, (one, _) in found.items()}
         shown = {"texts": records} if several else next(iter(records.values()))
-        seen = {label: _around(sourced, one, inputs) for label, (one, inputs) in found.items()}
+        seen = {label: beside(one, sourced, inputs) for label, (one, inputs) in found.items()}
         files = {_file(one, number, len(found)): label for number, (label, (one, _)) in enumerate(found.items())}
         written = show.write_several(
             {file: found[label][0] for file, label in files.items()},
@@ -82,7 +81,7 @@ def answer(sourced: Sourced, asked: Question, out: Path, *, as_json: bool = Fals
 def _questions(sourced: Sourced, asked: Question) -> dict[str, tuple[str | None, Mapping[str, Any], Target]]:
     """Text, inputs and target by label: each text, then the first against each other."""
     if not asked.texts:
-        return {asked.target: (None, sourced.prepare(asked.image, None), read_target(asked.target, sourced.labels))}
+        return {asked.target: (None, sourced.prepare(asked.image, None), target_for(asked.target, sourced))}
     if len(set(asked.texts)) < len(asked.texts):
         raise UsageError("the same --text was given twice")
     scale = scale_of(asked.target)
@@ -118,13 +117,6 @@ def _ask(sourced: Sourced, asked: Question, text: str | None, inputs: Mapping[st
     return result
 
 
-def _around(sourced: Sourced, one: Found, inputs: Mapping[str, Any]) -> Seen:
-    if isinstance(one, Relevance):
-        return attend.around(one, sourced, inputs)
-    lie = positions_of(sourced.model, Inputs.of(sourced.model, inputs), figure.picture_part(one))
-    return Seen(show.levels({IMAGE: show.picture_among(sourced.model, inputs)}), grid=lie.grid, prefix=lie.prefix if lie.grid is not None else None)
-
-
 def _figure(sourced: Sourced, asked: Question, found: Mapping[str, tuple[Found, Mapping[str, Any]]], seen: Mapping[str, Seen]) -> Any | None:
     """One record that has sources as `attend` draws it; several side by side."""
     if len(found) == 1:
@@ -133,7 +125,7 @@ def _figure(sourced: Sourced, asked: Question, found: Mapping[str, tuple[Found, 
             return draw(one, seen[label])
     panels = {label: _panel(one, seen[label]) for label, (one, _) in found.items()}
     inputs = next(iter(found.values()))[1]
-    picture = show.picture_among(sourced.model, inputs)
+    picture = picture_among(sourced.model, inputs)
     if picture is None:
         show.notes.print("no figure: the model's inputs hold no image")
         return None

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from zeroline import reporting
 from zeroline.cli import show
 from zeroline.cli.options import (
     AsJson,
@@ -32,8 +33,8 @@ from zeroline.model.places import matching
 from zeroline.report import layers_figure
 from zeroline.report.drawing import LAYERS, MASK
 from zeroline.seen import IMAGE, Seen
-from zeroline.spelling.reading import grid_of, read_target
-from zeroline.spelling.sources import load_model, open_image, open_mask, read_baseline, split
+from zeroline.spelling.reading import grid_of
+from zeroline.spelling.sources import load_model, open_image, open_mask, read_baseline, sourced, split, target_for
 
 
 def layers(
@@ -57,7 +58,7 @@ def layers(
     shape = grid_of(grid)
     picture = open_image(image)
     loaded = load_model(model, trust_remote_code=trust_remote_code)
-    inputs, wanted = loaded.preprocess(picture), read_target(target, loaded.labels)
+    inputs, wanted = loaded.preprocess(picture), target_for(target, sourced(loaded))
     chosen = read_baseline(baseline, loaded, at_input=False)
     where = open_mask(loaded, mask, box, picture)
     given = {"tolerance": tolerance, "max_evaluations": max_evaluations}
@@ -70,12 +71,12 @@ def layers(
             found = at_layers(loaded.model, inputs, target=wanted, baseline=chosen, sites=asked, grid=shape, prefix=prefix, progress=told, **options)
         for warning in caught:
             show.notes.print(f"warning: {warning.message}", markup=False)
-        seen = show.pixels(loaded, inputs)
+        seen = reporting.picture_among(loaded.model, inputs)
         if seen is None:
             raise InputError("the model's inputs hold no image")
         figures = layers_figure.evidence(found, where)
         places = {} if where is None else {MASK: where}
-        around = Seen(show.levels({IMAGE: seen}), places=places, facts={"drawn as": LAYERS})
+        around = Seen(reporting.levels({IMAGE: seen}), places=places, facts={"drawn as": LAYERS})
         written = show.write(found, "layers", out, around, report=report)
     if json_:
         shares = {label: [None if share != share else share for share in row] for label, row in figures.items()}

@@ -22,6 +22,8 @@ from zeroline.model.loading import Sourced
 from zeroline.model.words import words_of
 from zeroline.paradigm.players import missing
 from zeroline.report.figure import Picture
+from zeroline.reporting import levels, picture_among
+from zeroline.reporting import words_of as words_of_inputs
 from zeroline.seen import IMAGE, Seen
 from zeroline.spelling.sources import load_sourced, open_image, sources_of
 from zeroline.target import TargetLike, sequence
@@ -46,17 +48,13 @@ class Given:
     seconds: float | None = None
 
     @property
-    def ids(self) -> dict[str, list[str]]:
+    def ids(self) -> dict[str, tuple[str, ...]]:
         """Tokens as text, of the inputs that are ids."""
-        if self.sourced.words is None:
-            return {}
-        plain = ("mask", "type", "position")
-        known = {n: t for n, t in self.inputs.items() if isinstance(t, torch.Tensor) and not t.is_floating_point() and not any(p in n for p in plain)}
-        return {name: [str(word) for word in self.sourced.words(ids[0].tolist())] for name, ids in known.items() if ids.ndim == 2}
+        return words_of_inputs(self.sourced, self.inputs)
 
     def seen(self, **facts: Any) -> Seen:
         """What a figure needs of it: the picture, and the words."""
-        return Seen(show.levels({IMAGE: self.picture}), {name: tuple(words) for name, words in self.ids.items()}, facts=facts)
+        return Seen(levels({IMAGE: self.picture}), self.ids, facts=facts)
 
     def baselines(self, image: str) -> dict[str, BaselineLike]:
         """What stands for absent words (mask, else unknown, else padding token) and for an absent picture."""
@@ -88,7 +86,7 @@ def given(model: str, image: Path | None, text: str | None, passage: str | None,
         raise UsageError("--passage goes with --text, for a model that reads two texts and no image")
     sources_of(sourced, opened, text)
     inputs = sourced.prepare(opened, (text, passage) if passage is not None else text)
-    picture = show.picture_among(sourced.model, inputs)
+    picture = picture_among(sourced.model, inputs)
     if picture is None and opened is not None:
         picture = np.asarray(opened, dtype=np.float32) / np.float32(255)
     return Given(sourced, inputs, picture, opened, text)

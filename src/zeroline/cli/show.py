@@ -13,28 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
 from zeroline.attribution import Attribution
-from zeroline.baseline import Baseline, Distribution, Normalisation
+from zeroline.baseline import Baseline, Distribution
 from zeroline.comparison import HEAD, Comparison
-from zeroline.errors import BaselineError, InputError, SiteError, UsageError
-from zeroline.model import normalisation
-from zeroline.model.families import patch_grid
-from zeroline.model.inputs import Inputs
+from zeroline.errors import SiteError, UsageError
 from zeroline.model.loading import Loaded
-from zeroline.model.positions import positions_of
-from zeroline.model.reference import reference_inputs, settle
+from zeroline.model.reference import settle
 from zeroline.report import figure, page
 from zeroline.report.drawing import draw
-from zeroline.seen import BASELINE, IMAGE, Seen
+from zeroline.seen import Seen
 
 COMMAND: ContextVar[tuple[str, ...]] = ContextVar("COMMAND", default=())  # what was typed after ``zeroline``
 _WIDE = 240  # in a pipe a table is for a program to read: do not fold it to 80 columns
@@ -155,33 +148,6 @@ def results_folder(folder: Path) -> Iterator[Path]:
             path.rmdir()
 
 
-def around(
-    attribution: Attribution,
-    loaded: Loaded,
-    inputs: Any,
-    baseline: Baseline | Distribution,
-    grid: tuple[int, int] | None = None,
-    prefix: int | None = None,
-) -> Seen:
-    """What is seen beside an attribution: the picture, the baseline's, and how its values lie."""
-    photograph = pixels(loaded, inputs)
-    if photograph is None:
-        return Seen()
-    if grid is None and prefix is None:
-        lie = positions_of(loaded.model, Inputs.of(loaded.model, inputs), figure.picture_part(attribution))
-        grid, prefix = (lie.grid, lie.prefix) if lie.grid is not None else (None, None)
-    elif grid is None:
-        grid = patch_grid(loaded.model, photograph.shape[:2])
-    pictures = {IMAGE: photograph, BASELINE: baseline_picture(loaded, inputs, baseline, attribution.site)}
-    return Seen(levels(pictures), grid=grid, prefix=prefix)
-
-
-def levels(pictures: Mapping[str, figure.Picture | None]) -> dict[str, Tensor]:
-    """Pictures in 0..1 as whole levels, those that are there."""
-    known = {name: picture for name, picture in pictures.items() if picture is not None}
-    return {name: torch.from_numpy((np.clip(picture, 0, 1) * 255).round().astype(np.uint8)) for name, picture in known.items()}
-
-
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar on a terminal, nothing in a pipe."""
@@ -198,54 +164,6 @@ def settled(loaded: Loaded, inputs: Any, baseline: Baseline | Distribution, site
     """The baseline with its recipe followed, a bar while it is looked for: the figure then shows what was measured from."""
     with progress("looking for the baseline") as report:
         return settle(loaded.model, inputs, baseline, site, report)
-
-
-def pixels(loaded: Loaded, inputs: Any) -> figure.Picture | None:
-    """The model's own view of the photograph: what it was given, back in [0, 1]."""
-    image = _image_tensor(inputs)
-    return None if image is None else _unnormalised(image, normalisation.of(loaded.model))
-
-
-def picture_of(model: Any, given: Any) -> figure.Picture | None:
-    """An input of a model back as a picture in [0, 1], where it is one."""
-    image = _image_tensor([given])
-    return None if image is None else _unnormalised(image, normalisation.of(model))
-
-
-def picture_among(model: Any, inputs: Mapping[str, Any]) -> figure.Picture | None:
-    """The first input that is a picture, back in [0, 1]."""
-    return next((found for found in (picture_of(model, given) for given in inputs.values()) if found is not None), None)
-
-
-def baseline_picture(loaded: Loaded, inputs: Any, baseline: Baseline | Distribution, site: str = "input:") -> figure.Picture | None:
-    """The baseline as a picture, where it is one (features at a layer are not; of a distribution, the mean over its draws)."""
-    if isinstance(baseline, Distribution):
-        seen = [baseline_picture(loaded, inputs, draw, site) for draw in baseline.draws]
-        known = [one for one in seen if one is not None]
-        return np.mean(known, axis=0, dtype=np.float32) if len(known) == len(seen) else None
-    if baseline.at != "input" and not site.startswith("input:"):
-        return None
-    try:
-        known_inputs = Inputs.of(loaded.model, inputs)
-        image = _image_tensor(reference_inputs(loaded.model, known_inputs, baseline).named)
-    except (BaselineError, InputError):
-        return None
-    return None if image is None else _unnormalised(image, normalisation.of(loaded.model))
-
-
-def _image_tensor(inputs: Any) -> Tensor | None:
-    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs.values()) if hasattr(inputs, "values") else list(inputs)
-    return next((t for t in tensors if isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 4 and t.shape[1] in (1, 3)), None)
-
-
-def _unnormalised(image: Tensor, known: Normalisation | None) -> figure.Picture:
-    pixels = image[0].detach().float().cpu()
-    if known is not None and len(known.mean) == len(pixels):
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (known.mean, known.std))
-        pixels = pixels * std + mean
-    else:
-        pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp_min(1e-12)
-    return np.asarray(pixels.expand(3, -1, -1).permute(1, 2, 0).clamp(0, 1).numpy())
 
 
 def calls_of(text: str) -> Any:
