@@ -1,6 +1,7 @@
 # make demo   a picture of what a trained Vision Transformer based its answer on
 # make test   the whole test suite
 # make check  lint, types, import contracts, doctests
+# make docs   the docs site, into site/: strict, and checked that it stands alone
 # make bench  the tables of docs/performance.md
 # make soak   runs killed, starved and damaged: the table of docs/runs.md (20 minutes)
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench soak clean
+.PHONY: demo test check docs bench soak clean
 
 demo: $(VENV)/ready
 	$(BIN)/zeroline demo
@@ -22,6 +23,10 @@ check: $(VENV)/ready-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --doctest-modules src/zeroline
+
+docs: $(VENV)/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python docs/check_site.py site
 
 bench: $(VENV)/ready-test
 	$(PIP) --editable '.[bench]'
@@ -46,5 +51,9 @@ $(VENV)/ready-test: $(VENV)/ready tests/packages.txt
 	$(PIP) --no-deps --upgrade --target $(VENV)/test-only --requirement tests/packages.txt
 	touch $@
 
+$(VENV)/ready-docs: $(VENV)/ready
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) out site
