@@ -6,6 +6,7 @@ The kernel is the running Python; nothing needs a network. A cell that draws nam
 from __future__ import annotations
 
 import base64
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ def executed(path: Path) -> Any:
     import jupytext
     from nbclient import NotebookClient
 
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # a progress bar that nothing here shows
     notebook = jupytext.read(path)
     NotebookClient(notebook, kernel_name="python3", timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
     return notebook
@@ -38,14 +40,17 @@ def written(notebook: Any, name: str) -> tuple[str, dict[str, bytes]]:
             lines.append(cell.source)
             continue
         lines.append(f"```python\n{cell.source}\n```")
+        printed = ""
         for output in cell.outputs:
             data = output.get("data", {})
             if "image/png" in data:
                 picture = f"{name}-{len(pictures) + 1}.png"
                 pictures[picture] = base64.b64decode(data["image/png"])
                 lines.append(f"![{cell.metadata['alt']}]({picture})")
-            elif text := output.get("text") or data.get("text/plain"):
-                lines.append(f"```text\n{text.rstrip()}\n```")
+            else:
+                printed += output.get("text") or data.get("text/plain", "")
+        if printed:
+            lines.append(f"```text\n{printed.rstrip()}\n```")
     return "\n\n".join(lines) + "\n", pictures
 
 
