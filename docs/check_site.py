@@ -14,6 +14,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 LOADS = {"script": "src", "img": "src", "source": "src", "iframe": "src", "video": "src", "audio": "src", "embed": "src", "object": "data"}
+# what the theme's own scripts would fetch something from elsewhere for, if a page held it
+FETCHED = {"mermaid": "class", "source": "data-md-component"}
 OUT = re.compile(r"^(https?:)?//", flags=re.IGNORECASE)
 
 
@@ -26,14 +28,13 @@ class Page(HTMLParser):
         self.loaded: list[str] = []
         self.anchors: set[str] = set()
         self.without_alt: list[str] = []
-        self.base: str | None = None
+        self.fetched: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
         self.anchors |= {given[name] for name in ("id", "name") if name in given and tag != "meta"}
-        if tag == "base":
-            self.base = given.get("href")
+        self.fetched += [name for name, attribute in FETCHED.items() if name in given.get(attribute, "").split()]
         if tag == "a" and "href" in given:
             self.links.append(given["href"])
         if tag == "link" and "canonical" not in given.get("rel", ""):
@@ -61,6 +62,7 @@ def problems(site: Path) -> list[str]:
     for path in sorted(site.rglob("*.html")):
         page, name = read(path), path.relative_to(site)
         found += [f"{name}: loads {address} from elsewhere" for address in page.loaded if OUT.match(address)]
+        found += [f"{name}: holds {kind}, for which the theme loads something from elsewhere" for kind in page.fetched]
         found += [f"{name}: the picture {source} has no alt text" for source in page.without_alt]
         for address in [*page.links, *page.loaded]:
             if problem := _leads_nowhere(site, path, address):

@@ -20,7 +20,9 @@ def executed(path: Path) -> Any:
 
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # a progress bar that nothing here shows
     notebook = jupytext.read(path)
-    NotebookClient(notebook, kernel_name="python3", timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
+    quiet = ["--IPKernelApp.log_level=40"]  # the kernel listens on this machine alone
+    options = {"resources": {"metadata": {"path": str(path.parent)}}, "extra_arguments": quiet}
+    NotebookClient(notebook, kernel_name="python3", timeout=120, **options).execute()
     return notebook
 
 

@@ -53,6 +53,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)", lambda found: _link(found, here, page, config), markdown)
 
 
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Without the mark by which the theme's script asks the repository's host for its stars."""
+    return output.replace(' data-md-component="source"', "")
+
+
 def _link(found: re.Match[str], here: Path, page: Any, config: Any) -> str:
     text, address, anchor = found[1], found[2], found[3] or ""
     target = Path(os.path.normpath(here / address))
