@@ -18,8 +18,8 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(DOCS))
 
-from command_line import described  # noqa: E402
-from execute import executed, without_outputs, written  # noqa: E402
+from command_line import described
+from execute import executed, without_outputs, written
 
 # pages of the repository that the site shows too
 ALSO = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}

@@ -8,17 +8,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-import zeroline as zl
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+import zeroline as zl
 from zeroline import zoo
 from zeroline.model.inputs import Inputs
 from zeroline.model.normalisation import of as normalisation_of
 from zeroline.model.reference import reference_inputs, settle
 from zeroline.report.figure import save
-from zeroline.report.panels import blank, over, photograph
+from zeroline.report.panels import over, photograph
 
 IMAGES = Path(__file__).parents[1] / "images"
 BLUE, RED, GREY = "#3b6ea8", "#b5473c", "#9a9a9a"
@@ -59,7 +59,9 @@ def rows_of_baselines(sample, baselines, head):
     photograph(axes[0, 0], picture, "the image, x")
     axes[0, 0].set_xlabel(f"the model sees {seen(sample.inputs['pixel_values'])}", fontsize=9)
     axes[1, 0].axis("off")
-    axes[1, 0].text(0.5, 0.5, "red: raises the score,\nblue: lowers it,\nfrom what it is\non the baseline above", ha="center", va="center", fontsize=10)
+    axes[1, 0].text(
+        0.5, 0.5, "red: raises the score,\nblue: lowers it,\nfrom what it is\non the baseline above", ha="center", va="center", fontsize=10
+    )
     for column, (name, baseline) in enumerate(baselines.items(), 1):
         one, x0 = explained(sample, baseline), settled(sample, baseline)
         photograph(axes[0, column], pictured(x0), f"baseline: {name}")
@@ -156,7 +158,7 @@ def concept_path():
     drawn = Figure(figsize=(11, 4.6), dpi=90, facecolor="white", layout="constrained")
     grid = drawn.add_gridspec(2, 5, height_ratios=[1, 2])
     for column, share in enumerate((0, 0.25, 0.5, 0.75, 1)):
-        photograph(drawn.add_subplot(grid[0, column]), pictured((x0 + share * (x - x0))), f"t = {share:g}")
+        photograph(drawn.add_subplot(grid[0, column]), pictured(x0 + share * (x - x0)), f"t = {share:g}")
     left, right = drawn.add_subplot(grid[1, :2]), drawn.add_subplot(grid[1, 2:])
     left.plot(shares, f.detach(), color=BLUE)
     left.set_title(f"f along the path: from {float(one.baseline_output):.2f} to {float(one.output):.2f}", fontsize=10)
@@ -181,7 +183,7 @@ def concept_error():
     difference = float(next(iter(asked.values())).difference)
     drawn = Figure(figsize=(9, 2.9), dpi=90, facecolor="white", layout="constrained")
     axis = drawn.subplots()
-    for row, (name, one) in enumerate(asked.items()):
+    for row, one in enumerate(asked.values()):
         total = float(one.total)
         axis.barh(row, total, color=GREY, height=0.55)
         axis.plot([total, difference], [row, row], color=RED, linewidth=2.5)

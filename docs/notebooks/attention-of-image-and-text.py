@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Reading attention in a model of image and text
 #
-# `digits-vqa` is a LXMERT: words attend to words, regions to regions, and in its cross layers each to the other. It answers questions about photographs.
-# Three ways to ask it where an answer comes from.
+# `digits-vqa` is a LXMERT: words attend to words, regions to regions, and in its cross layers each to the other. It answers questions about
+# photographs. Three ways to ask it where an answer comes from.
 
 # %%
 import matplotlib.pyplot as plt
@@ -82,8 +82,8 @@ print("adds up to the relevance of the regions:", bool(torch.allclose(total, gro
 
 # %% [markdown]
 # ## Logic: what does the answer need?
-# Where attention goes is not yet what is needed. Here parts are taken away, in all combinations, and what they add *together* is read off. This one is in
-# units of the answer's logit, and has an error.
+# Where attention goes is not yet what is needed. Here parts are taken away, in all combinations, and what they add *together* is read off. This
+# one is in units of the answer's logit, and has an error.
 
 # %%
 boxes = {"left": (0.22, 0.56, 0.56, 1.0), "right": (0.56, 0.43, 0.93, 1.0)}

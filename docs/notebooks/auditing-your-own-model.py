@@ -102,8 +102,8 @@ for axis in axes:
 
 # %% [markdown]
 # ## Is the explanation one of this model?
-# `check_principles` asks, over a labelled set: are the model's outputs untouched, does the evidence follow the score, where does the map point when the
-# model is wrong, and what is left of it when the weights are shuffled?
+# `check_principles` asks, over a labelled set: are the model's outputs untouched, does the evidence follow the score, where does the map point when
+# the model is wrong, and what is left of it when the weights are shuffled?
 
 # %%
 chosen = range(0, len(held_out), 3)

@@ -28,8 +28,8 @@ digits = [model.config.id2label[i] for i in range(10)]
 sample.caption, digits[int(model(**sample.inputs).logits.argmax())]
 
 # %% [markdown]
-# Four ways to say what counts as nothing: a black image, the image's own mean colour, the image behind a blur, and an image that was looked for because
-# the model has no opinion on it.
+# Four ways to say what counts as nothing: a black image, the image's own mean colour, the image behind a blur, and an image that was looked for
+# because the model has no opinion on it.
 
 # %%
 baselines = {
@@ -38,9 +38,7 @@ baselines = {
     "blur": zl.baseline.blur(8),
     "neutral": zl.baseline.neutral(zl.baseline.blur(8)),
 }
-records = {
-    name: zl.integrated_gradients(model, sample.inputs, target=zl.top(), baseline=baseline) for name, baseline in baselines.items()
-}
+records = {name: zl.integrated_gradients(model, sample.inputs, target=zl.top(), baseline=baseline) for name, baseline in baselines.items()}
 for name, a in records.items():
     print(
         f"{name:8} f(x) {float(a.output):6.2f}   f(baseline) {float(a.baseline_output):6.2f}   difference {float(a.difference):6.2f}"
@@ -48,8 +46,8 @@ for name, a in records.items():
     )
 
 # %% [markdown]
-# f(x) is the same, the errors are small throughout, and the *differences* are not alike: from black and from the mean colour less than half of the score is
-# left to explain, since the logit of *two* is high before the model is shown a two.
+# f(x) is the same, the errors are small throughout, and the *differences* are not alike: from black and from the mean colour less than half of the
+# score is left to explain, since the logit of *two* is high before the model is shown a two.
 
 # %% alt="The photograph of a green two, and its maps from black, mean, blur and neutral: the spots lie in different places along the digit"
 figure, axes = plt.subplots(1, 5, figsize=(13, 3), layout="constrained")
