@@ -155,6 +155,36 @@ def test_every_picture_says_what_it_shows():
         assert not re.search(r"!\[\s*\]\(", text_of(page)), page
 
 
+def test_code_that_does_not_run_is_that_of_other_libraries():
+    """A ``py`` block is not run: it shows a call that somebody comes from."""
+    for page in PAGES:
+        assert "```py\n" not in text_of(page) or page.startswith("docs/coming-from"), page
+
+
+def test_a_broken_site_is_found_broken(tmp_path):
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("check_site", ROOT / "docs/check_site.py")
+    check_site = module_from_spec(spec)
+    spec.loader.exec_module(check_site)
+    (tmp_path / "other.html").write_text(
+        '<h1 id="here">Other</h1><a href="index.html">back</a><a href="https://elsewhere.org">a link is no request</a>'
+    )
+    faults = {
+        '<a href="gone.html">gone</a>': "gone.html leads nowhere",
+        '<a href="other.html#gone">gone</a>': "other.html#gone is no anchor there",
+        '<script src="https://elsewhere.org/a.js"></script>': "loads https://elsewhere.org/a.js from elsewhere",
+        '<link rel="stylesheet" href="//elsewhere.org/a.css">': "loads //elsewhere.org/a.css from elsewhere",
+        '<div style="background: url(https://elsewhere.org/a.png)"></div>': "loads https://elsewhere.org/a.png from elsewhere",
+        '<img src="other.html">': "the picture other.html has no alt text",
+        '<pre class="mermaid">a</pre>': "holds mermaid, for which the theme loads something from elsewhere",
+    }
+    for fault, said in {"": "", **faults}.items():
+        (tmp_path / "index.html").write_text(f'<a href="other.html#here">fine</a>{fault}')
+        check_site.read.cache_clear()
+        assert check_site.problems(tmp_path) == ([f"index.html: {said}"] if said else [])
+
+
 @pytest.mark.parametrize("notebook", sorted((ROOT / "docs/notebooks").glob("*.py")), ids=lambda path: path.stem)
 def test_notebooks_execute(notebook):
     """In a kernel of this Python, in a process of its own: what the packages around a kernel warn of is not ours."""
