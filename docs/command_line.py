@@ -35,6 +35,8 @@ def _names(option: Any) -> str:
 
 
 def _default(option: Any) -> str:
+    if option.required:
+        return "required"
     known = option.default
     return "" if known is None or known is False or callable(known) or known == () else f"`{known}`"
 
