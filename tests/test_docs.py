@@ -149,9 +149,11 @@ def test_every_page_is_in_the_navigation_and_every_entry_is_a_page():
     assert sorted(entries) == sorted(pages | ALSO)
 
 
-def test_every_picture_says_what_it_shows():
+def test_every_picture_says_what_it_shows_and_is_shown():
     for page in PAGES:
         assert not re.search(r"!\[\s*\]\(", text_of(page)), page
+    shown = " ".join(map(text_of, PAGES))
+    assert [picture.name for picture in (ROOT / "docs/images").iterdir() if f"images/{picture.name})" not in shown] == []
 
 
 def test_code_that_does_not_run_is_that_of_other_libraries():
