@@ -1,6 +1,7 @@
 # make demo   a picture of what a trained Vision Transformer based its answer on
 # make test   the whole test suite
 # make check  lint, types, import contracts, doctests
+# make docs   the docs site, into site/: strict, and checked that it stands alone
 # make bench  the tables of docs/performance.md
 # make soak   runs killed, starved and damaged: the table of docs/runs.md (20 minutes)
 # make dist   wheel and sdist in dist/, checked and tried in empty environments; DIST="--python 3.11" for one Python
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench soak dist licences clean
+.PHONY: demo test check docs bench soak dist licences clean
 
 demo: $(VENV)/ready
 	$(BIN)/zeroline demo
@@ -24,6 +25,10 @@ check: $(VENV)/ready-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --doctest-modules src/zeroline
+
+docs: $(VENV)/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python docs/check_site.py site
 
 bench: $(VENV)/ready-test
 	$(PIP) --editable '.[bench]'
@@ -61,5 +66,9 @@ $(VENV)/ready-test: $(VENV)/ready tests/packages.txt
 	$(PIP) --no-deps --upgrade --target $(VENV)/test-only --requirement tests/packages.txt
 	touch $@
 
+$(VENV)/ready-docs: $(VENV)/ready
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) out dist
+	rm -rf $(VENV) out dist site

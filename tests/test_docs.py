@@ -1,22 +1,41 @@
-"""README and docs say what happens: their examples run, and print what is shown."""
+"""README and docs say what happens: every example in them runs, and prints what is shown.
+
+A page is in, unless it says ``<!-- blocks: not run, because ... -->``. Its Python blocks run in order, in one namespace; the text block after
+one is what it prints. Lines of console blocks that begin with ``$ zeroline`` run in a folder with the pictures that pages speak of; what
+stands below such a line is what it prints.
+"""
 
 import io
 import re
 import shlex
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+import yaml
 
 from zeroline import zoo
 from zeroline.cli import main
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))]
+LEFT_OUT = re.compile(r"<!-- blocks: not run, because (.+?) -->", flags=re.DOTALL)
+BLOCK = re.compile(r"^```(python|text|console)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+VARIES = re.compile(r"^(seconds|wrote) .*$\n?", flags=re.MULTILINE)  # times, and names of files with times in them
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def text_of(page):
+    return (ROOT / page).read_text()
+
+
+def blocks_of(page):
+    """(line, language, content) of every block that runs or shows what ran."""
+    text = text_of(page)
+    if LEFT_OUT.search(text):
+        return []
+    return [(text[: found.start()].count("\n") + 2, found[1], found[2]) for found in BLOCK.finditer(text)]
 
 
 def without_the_last_digits(text):
@@ -25,67 +44,37 @@ def without_the_last_digits(text):
     return re.sub(r"-?\d+\.\d+(?:e-?\d+)?", lambda m: f"{float(m[0]):.2g}", folded)
 
 
-def test_the_python_example_prints_what_the_readme_shows(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # it writes nine.png
-    printed = io.StringIO()
-    with redirect_stdout(printed):
-        exec(compile("\n".join(blocks("python")), "README.md", "exec"), {})
-    assert without_the_last_digits(printed.getvalue()) == without_the_last_digits(blocks("text")[0])
-
-
-def test_the_command_line_example_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
-    command, _, shown = next(b for b in blocks("console") if b.startswith("$ ")).partition("\n")
-    monkeypatch.chdir(tmp_path)
-    zoo.samples("digits-vit")[3].image.save("nine.png")
-    _run(shlex.split(command)[2:])
-    found = capsys.readouterr().out
-    drop = re.compile(r"^seconds.*$", flags=re.MULTILINE)
-    assert without_the_last_digits(drop.sub("", found)) == without_the_last_digits(drop.sub("", shown))
-
-
-def _run(arguments):
-    try:
-        main(arguments)
-    except SystemExit as ended:
-        assert not ended.code, ended.code
-
-
-@pytest.mark.parametrize(
-    "name", ["adapters", "attention", "baselines", "clip", "coming-from-captum", "guidance", "heterogenous", "rewriting", "runs"]
-)
-def test_pages_print_what_they_show(name, tmp_path, monkeypatch):
-    """The Python blocks of a page, run one after the other, print its text blocks."""
+@pytest.mark.parametrize("page", [page for page in PAGES if any(language == "python" for _, language, _ in blocks_of(page))])
+def test_every_python_block_prints_what_the_page_shows(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some write pictures
-    page = (ROOT / f"docs/{name}.md").read_text()
-    code, shown = (re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL) for language in ("python", "text"))
-    printed = io.StringIO()
-    with redirect_stdout(printed):
-        exec(compile("\n".join(code), f"docs/{name}.md", "exec"), {})
-    assert without_the_last_digits(printed.getvalue()) == without_the_last_digits("".join(shown))
+    names = {"__name__": "page"}
+    blocks = [block for block in blocks_of(page) if block[1] != "console"]
+    for (line, language, code), following in zip(blocks, [*blocks[1:], (0, "", "")]):
+        if language == "text":
+            continue
+        shown = following[2] if following[1] == "text" else ""
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            exec(compile("\n" * (line - 1) + code, str(ROOT / page), "exec"), names)
+        assert without_the_last_digits(printed.getvalue()) == without_the_last_digits(shown), f"{page}, line {line}"
 
 
-def test_the_models_page_is_the_table_that_the_tests_run():
-    from models_page import page
-
-    assert (ROOT / "docs/models.md").read_text() == page(), "run: python tests/models_page.py > docs/models.md"
-
-
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_links_to_files_lead_somewhere(page):
-    text = (ROOT / page).read_text()
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-        assert (ROOT / page).parent.joinpath(link).exists(), link
+def _commands_of(page):
+    """(command, what is shown below it) of every line that begins with ``$ zeroline``."""
+    for _, language, content in blocks_of(page):
+        for part in re.split(r"^(?=\$ )", content, flags=re.MULTILINE) if language == "console" else ():
+            command, _, shown = part.partition("\n")
+            if found := re.match(r"\$ (zeroline .*?)(?:\s{2,}#.*)?$", command):
+                yield found[1], shown
 
 
-COMMANDS = sorted(
-    {line for page in PAGES for line in re.findall(r"^\$ (zeroline .*?)(?:\s{2,}#.*)?$", (ROOT / page).read_text(), flags=re.MULTILINE)}
-)
+COMMANDS = {}
+for _page in PAGES:
+    for _command, _shown in _commands_of(_page):
+        COMMANDS.setdefault(_command, []).append(_shown)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_that_is_shown_runs(command, tmp_path, monkeypatch, capsys):
     from PIL import Image
 
@@ -99,9 +88,106 @@ def test_every_command_that_is_shown_runs(command, tmp_path, monkeypatch, capsys
         one.image.save(tmp_path / "pictures" / f"{one.name}.png")
     words = shlex.split(command)[1:]
     if words[0] == "summarize":
-        for run in (one for one in COMMANDS if one.startswith("zeroline run")):
+        for run in sorted(one for one in COMMANDS if one.startswith("zeroline run") and _names(one, words)):
             _run(shlex.split(run)[1:])
+            capsys.readouterr()
     _run(words)
-    assert "error" not in capsys.readouterr().err
-    written = tmp_path / words[words.index("--out") + 1] / "manifest.json" if words[0] == "run" else tmp_path / "out" / "figure.png"
-    assert written.exists()
+    said = capsys.readouterr()
+    assert "error" not in said.err
+    for shown in filter(str.strip, COMMANDS[command]):
+        assert without_the_last_digits(VARIES.sub("", said.out)) == without_the_last_digits(VARIES.sub("", shown))
+    if "--out" in words or words[0] in DRAWS:
+        folder = tmp_path / (words[words.index("--out") + 1] if "--out" in words else "out")
+        assert (folder / ("manifest.json" if words[0] == "run" else "figure.png")).exists()
+
+
+DRAWS = ("explain", "baselines", "layers", "compare", "attend", "corrections", "guide", "mechanism", "ground", "logic", "rewrite", "robustness")
+
+
+def _names(run, words):
+    """Does a run write one of the folders that a command reads?"""
+    given = shlex.split(run)
+    return given[given.index("--out") + 1] in words
+
+
+def _run(arguments):
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        assert not ended.code, ended.code
+
+
+def test_the_models_page_is_the_table_that_the_tests_run():
+    from models_page import page
+
+    assert (ROOT / "docs/models.md").read_text() == page(), "run: python tests/models_page.py > docs/models.md"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_files_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text_of(page)):
+        assert (ROOT / page).parent.joinpath(link).exists(), link
+
+
+def _in_nav(entries):
+    for entry in entries:
+        if isinstance(entry, str):
+            yield entry
+        elif isinstance(entry, dict):
+            for below in entry.values():
+                yield from _in_nav(below if isinstance(below, list) else [below])
+
+
+# pages of the repository that the site shows too: docs/hooks.py
+ALSO = {"contributing.md", "changelog.md", "vulnerabilities.md"}
+
+
+def test_every_page_is_in_the_navigation_and_every_entry_is_a_page():
+    entries = list(_in_nav(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    pages |= {f"notebooks/{notebook.stem}.md" for notebook in (ROOT / "docs/notebooks").glob("*.py")}
+    assert sorted(entries) == sorted(pages | ALSO)
+
+
+def test_every_picture_says_what_it_shows_and_is_shown():
+    for page in PAGES:
+        assert not re.search(r"!\[\s*\]\(", text_of(page)), page
+    shown = " ".join(map(text_of, PAGES))
+    assert [picture.name for picture in (ROOT / "docs/images").iterdir() if f"images/{picture.name})" not in shown] == []
+
+
+def test_code_that_does_not_run_is_that_of_other_libraries():
+    """A ``py`` block is not run: it shows a call that somebody comes from."""
+    for page in PAGES:
+        assert "```py\n" not in text_of(page) or page.startswith("docs/coming-from"), page
+
+
+def test_a_broken_site_is_found_broken(tmp_path):
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("check_site", ROOT / "docs/check_site.py")
+    check_site = module_from_spec(spec)
+    spec.loader.exec_module(check_site)
+    (tmp_path / "other.html").write_text(
+        '<h1 id="here">Other</h1><a href="index.html">back</a><a href="https://elsewhere.org">a link is no request</a>'
+    )
+    faults = {
+        '<a href="gone.html">gone</a>': "gone.html leads nowhere",
+        '<a href="other.html#gone">gone</a>': "other.html#gone is no anchor there",
+        '<script src="https://elsewhere.org/a.js"></script>': "loads https://elsewhere.org/a.js from elsewhere",
+        '<link rel="stylesheet" href="//elsewhere.org/a.css">': "loads //elsewhere.org/a.css from elsewhere",
+        '<div style="background: url(https://elsewhere.org/a.png)"></div>': "loads https://elsewhere.org/a.png from elsewhere",
+        '<img src="other.html">': "the picture other.html has no alt text",
+        '<pre class="mermaid">a</pre>': "holds mermaid, for which the theme loads something from elsewhere",
+    }
+    for fault, said in {"": "", **faults}.items():
+        (tmp_path / "index.html").write_text(f'<a href="other.html#here">fine</a>{fault}')
+        check_site.read.cache_clear()
+        assert check_site.problems(tmp_path) == ([f"index.html: {said}"] if said else [])
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs/notebooks").glob("*.py")), ids=lambda path: path.stem)
+def test_notebooks_execute(notebook):
+    """In a kernel of this Python, in a process of its own: what the packages around a kernel warn of is not ours."""
+    done = subprocess.run([sys.executable, str(ROOT / "docs/execute.py"), str(notebook)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
