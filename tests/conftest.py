@@ -53,6 +53,7 @@ def chromium():
         pytest.skip("no Chromium on this machine")
     playwright = pytest.importorskip("playwright.sync_api")
     quiet = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+    quiet += ("--disable-features=IsolateSandboxedIframes",)  # else driven clicks beside a sandboxed frame go astray once the page was scrolled
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=found, args=list(quiet))
         yield browser

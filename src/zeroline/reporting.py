@@ -7,6 +7,7 @@ baseline's; tokens as text; how values lie. The command line and the web page us
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,13 @@ def words_of(sourced: Sourced, inputs: Any) -> dict[str, tuple[str, ...]]:
     return {name: tuple(str(word) for word in sourced.words(given[0].tolist())) for name, given in ids.items()}
 
 
-def beside(record: Any, sourced: Sourced, inputs: Any, baseline: BaselineLike | None = None) -> Seen:
-    """``around`` for a model with its tokenizer."""
-    return around(record, sourced.model, inputs, baseline, words_of(sourced, inputs))
+def beside(record: Any, sourced: Sourced, inputs: Any, baseline: BaselineLike | None = None, photograph: Any | None = None) -> Seen:
+    """``around`` for a model with its tokenizer; the ``photograph`` (PIL) where the inputs hold no picture but what was made of it."""
+    seen = around(record, sourced.model, inputs, baseline, words_of(sourced, inputs))
+    if seen.image is not None or photograph is None:
+        return seen
+    levels_of = torch.from_numpy(np.array(photograph.convert("RGB"), dtype=np.uint8))
+    return replace(seen, pictures={**seen.pictures, IMAGE: levels_of})
 
 
 def _image_tensor(inputs: Any) -> Tensor | None:

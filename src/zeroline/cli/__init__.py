@@ -27,6 +27,7 @@ from zeroline.cli import (
     rewrite,
     robustness,
     run,
+    serve,
     show,
     sites,
     summarize,
@@ -61,6 +62,7 @@ app.command()(principles.principles)
 app.command()(run.run)
 app.command()(summarize.summarize)
 app.command()(report.report)
+app.command()(serve.serve)
 app.command()(demo.demo)
 app.command()(sites.sites)
 app.command()(trace.trace)
