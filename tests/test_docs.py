@@ -162,6 +162,16 @@ def test_code_that_does_not_run_is_that_of_other_libraries():
         assert "```py\n" not in text_of(page) or page.startswith("docs/coming-from") or page in ("docs/adapters.md", "README.md"), page
 
 
+def test_every_public_name_is_in_the_reference():
+    import zeroline
+
+    said = "\n".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
+    shown = set(re.findall(r"^::: zeroline\.([\w.]+)$", said, flags=re.MULTILINE))
+    listed = {name for members in re.findall(r"members: \[(.+?)\]", said) for name in members.split(", ")}
+    within = {name for name in zeroline.__all__ if getattr(getattr(zeroline, name), "__module__", "").removeprefix("zeroline.") in shown}
+    assert [name for name in zeroline.__all__ if name not in shown | listed | within and f"`zl.{name}`" not in said] == []
+
+
 def test_a_broken_site_is_found_broken(tmp_path):
     from importlib.util import module_from_spec, spec_from_file_location
 
