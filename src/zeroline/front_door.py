@@ -29,7 +29,7 @@ from zeroline.spelling.sources import image_only, is_input, load_sourced, open_i
 from zeroline.target import TargetLike
 
 Text = str | tuple[str, str] | list[str]
-_NO_MAP = ("attention_transfer", "integrated_attention")  # a curve over depth, and maps of maps
+NO_MAP = ("attention_transfer", "integrated_attention")  # a curve over depth, and maps of maps
 _WORDS: dict[str, Callable[[Any], Baseline]] = {
     "mask": baselines.mask_token,
     "unknown": baselines.unknown_token,
@@ -98,9 +98,9 @@ def explain(
 
 
 def _check(method: str, options: Mapping[str, Any], site: SiteLike, baseline: Any) -> None:
-    possible = (*METHODS, *(name for name in ROUTES if name not in _NO_MAP))
+    possible = (*METHODS, *(name for name in ROUTES if name not in NO_MAP))
     if method not in possible:
-        why = f"{method} gives no map of one question; use zl.{method}" if method in _NO_MAP else "see zl.METHODS and zl.ROUTES"
+        why = f"{method} gives no map of one question; use zl.{method}" if method in NO_MAP else "see zl.METHODS and zl.ROUTES"
         raise NotFoundError.among("method", str(method), possible, why)
     check_options(method, options, but=("site", "baseline"))
     if method in ROUTES and (site is not None or baseline is not None):

@@ -28,14 +28,13 @@ from zeroline.cli.options import (
     TrustRemoteCode,
 )
 from zeroline.errors import NotFoundError, UsageError
+from zeroline.front_door import NO_MAP
 from zeroline.methods import CAMS, METHODS, ROUTES
 from zeroline.model.loading import Loaded
 from zeroline.reporting import around
 from zeroline.spelling.reading import grid_of
 from zeroline.spelling.sources import is_input, load_model, load_sourced, open_image, read_baseline, sourced, target_for
 from zeroline.target import Target
-
-_NO_MAP = ("attention_transfer", "integrated_attention")  # a curve over depth, and maps of maps
 
 
 def explain(
@@ -135,9 +134,9 @@ def answer(
 
 def _options(method: str, given: dict[str, Any]) -> dict[str, Any]:
     """The options that were given; an error where the method does not take one of them."""
-    every = {**METHODS, **{name: route for name, route in ROUTES.items() if name not in _NO_MAP}}
+    every = {**METHODS, **{name: route for name, route in ROUTES.items() if name not in NO_MAP}}
     if method not in every:
-        why = f"{method} gives no map of one question; in Python, zl.{method}" if method in _NO_MAP else "see `zeroline methods`"
+        why = f"{method} gives no map of one question; in Python, zl.{method}" if method in NO_MAP else "see `zeroline methods`"
         raise NotFoundError.among("method", method, every, why)
     possible = inspect.signature(every[method]).parameters
     asked = {name: value for name, value in given.items() if value is not None}

@@ -265,7 +265,8 @@ def _upright(levels: Tensor) -> Picture:
 
 def _logic(one: Logic, seen: Seen) -> Chapter:
     parts = tuple((name, value) for name, value in one.largest(0))
-    sums = Budget("dividends", float(one.total[0]), float(one.difference[0]), (("left over", float(one.error[0])),), f"{len(parts)} largest below")
+    left = (("left over", float(one.error[0])),) if float(one.error[0]) else ()
+    sums = Budget("dividends", float(one.total[0]), float(one.difference[0]), left, f"{len(parts)} largest below")
     return Chapter(
         "logic",
         f"What does the {one.target[0]} need?",
