@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -16,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from zeroline.errors import LoadError, UsageError
+from zeroline.errors import LoadError, UsageError, ZerolineError
 
 ASIDE = "seen/"  # tensors beside a record, which its class does not read
 
@@ -30,8 +31,8 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], record: Mapping[str, 
 
 
 def add(path: str | Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
-    """Put tensors (named ``aside/...``) and texts into the file of a saved record, which stays what it is."""
-    before, known = _opened(path, "a record", lambda name: True)
+    """Put tensors (named ``seen/...``) and texts into the file of a saved record, in the place of those put before; the record stays what it is."""
+    before, known = _opened(path, "a record", lambda name: not name.startswith(ASIDE))
     _save(Path(path), {**known, **tensors}, {**before, **texts})
 
 
@@ -82,9 +83,29 @@ def intact(where: str, what: str) -> Iterator[None]:
     """What goes wrong while a file's parts are put together becomes one LoadError: a text or tensor is missing, or is not what it was."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, ArithmeticError, RecursionError) as problem:
+    except LoadError:
+        raise
+    except ZerolineError as problem:
+        raise LoadError(f"{where!r} is a damaged {_bare(what)}: {problem}") from None
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        RecursionError,
+        StopIteration,
+        AssertionError,
+        MemoryError,
+    ) as problem:
         said = f"it lacks {problem}" if isinstance(problem, KeyError) else str(problem).strip().partition("\n")[0] or type(problem).__name__
-        raise LoadError(f"{where!r} is a damaged {what.removeprefix('a ').removeprefix('an ')}: {said}") from None
+        raise LoadError(f"{where!r} is a damaged {_bare(what)}: {said}") from None
+
+
+def _bare(what: str) -> str:
+    return what.removeprefix("a ").removeprefix("an ")
 
 
 def picked(index: int, size: int) -> slice:
@@ -146,6 +167,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor], texts: dict[str, str]) -> N
     temporary = path.with_name(f".{path.name}.partial")
     try:
         save_file({name: _packed(tensor) for name, tensor in tensors.items()}, temporary, texts)
+        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~usual_mask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -159,6 +181,13 @@ def _record(texts: Mapping[str, str], what: str, path: str | Path) -> dict[str, 
     if not isinstance(record, dict):
         raise LoadError(f"{str(path)!r} is not {what} that zeroline saved (its record is no JSON object)")
     return record
+
+
+def usual_mask() -> int:
+    """What the process takes away from the rights of new files (safetensors and temporary files begin with fewer)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _opened(path: str | Path, what: str, wanted: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, Tensor]]:

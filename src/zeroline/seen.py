@@ -68,11 +68,18 @@ class Seen:
             for name, tensor in pictures.items():
                 if tensor.ndim != 3 or tensor.shape[2] != 3 or tensor.dtype != torch.uint8:
                     raise ValueError(f"the picture {name!r} is {tuple(tensor.shape)} of {tensor.dtype}, not [height, width, 3] of torch.uint8")
+            for name, tensor in places.items():
+                if tensor.ndim != 2:
+                    raise ValueError(f"the place {name!r} is {tuple(tensor.shape)}, not [height, width]")
+            grid = None if told.get("grid") is None else (int(told["grid"][0]), int(told["grid"][1]))
+            prefix = None if told.get("prefix") is None else int(told["prefix"])
+            if (grid is not None and min(grid) < 1) or (prefix is not None and prefix < 0):
+                raise ValueError(f"grid {grid} and prefix {prefix} are no numbers of rows, columns and tokens")
             return cls(
                 pictures=pictures,
                 words={str(name): tuple(map(str, words)) for name, words in told.get("words", {}).items()},
-                grid=None if told.get("grid") is None else (int(told["grid"][0]), int(told["grid"][1])),
-                prefix=None if told.get("prefix") is None else int(told["prefix"]),
+                grid=grid,
+                prefix=prefix,
                 places={name: tensor.bool() for name, tensor in places.items()},
                 command=tuple(map(str, told.get("command", ()))),
                 facts=dict(told.get("facts", {})),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from zeroline import records
 from zeroline.cli import show
 from zeroline.errors import UsageError
 from zeroline.report import page
@@ -14,7 +15,7 @@ from zeroline.report.opened import open_record, record_files
 
 
 def report(
-    records: Annotated[list[Path], typer.Argument(metavar="RECORD...", help="Saved records (.safetensors), or folders of them.")],
+    record: Annotated[list[Path], typer.Argument(metavar="RECORD...", help="Saved records (.safetensors), or folders of them.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Of the window. Default: the first question.")] = "",
 ) -> None:
@@ -24,9 +25,11 @@ def report(
     chapters = []
     with show.results_folder(out.parent):
         with show.progress("records") as told:
-            files = record_files(records)
+            files = record_files(record)
             for number, file in enumerate(files):
-                chapters.append(page.chapter(*open_record(file)))
+                one, seen = open_record(file)
+                with records.intact(str(file), "record"):
+                    chapters.append(page.chapter(one, seen))
                 told(number + 1, len(files))
         page.save(chapters, out, title)
     show.output.print(f"wrote {out}", markup=False)

@@ -51,6 +51,11 @@ def open_record(path: str | Path) -> tuple[Any, Seen]:
     return LOAD[kind](path), Seen.of(path)
 
 
+def nearest(name: str, names: list[str]) -> str:
+    """The part of an error that names the files there are, those like ``name`` first."""
+    return str(NotFoundError.among("record", name, names)).partition("; ")[2]
+
+
 def record_files(paths: list[Path]) -> list[Path]:
     """Files of records as given, folders opened: their ``.safetensors`` files, by name. Raises UsageError where there are none."""
     found: list[Path] = []
@@ -64,5 +69,5 @@ def record_files(paths: list[Path]) -> list[Path]:
             found.append(path)
         else:
             near = sorted(file.name for file in path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
-            raise NotFoundError.among("record", str(path), near) if near else NotFoundError(f"no record {str(path)!r}")
+            raise NotFoundError(f"no record {str(path)!r}; {nearest(path.name, near)}") if near else NotFoundError(f"no record {str(path)!r}")
     return found

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from zeroline import audit as audits
@@ -20,7 +21,7 @@ from zeroline.audit import BaselineAudit
 from zeroline.circuit import Mechanism
 from zeroline.comparison import Comparison
 from zeroline.corrected import Corrections
-from zeroline.errors import SiteError
+from zeroline.errors import NonFiniteError, SiteError
 from zeroline.grounding import Grounding
 from zeroline.guidance import Guidance
 from zeroline.principles import Principles
@@ -44,8 +45,8 @@ _MOST_ROWS = 200  # rows of a table
 
 def chapter(record: Any, seen: Seen) -> Chapter:
     """The chapter of the first sample of a record; a record of several says that the others are not shown."""
-    count = len(record.output) if isinstance(record, (Attribution, Relevance, Logic, Mechanism)) else 1
-    one = record.sample(0) if count > 1 else record
+    count = samples(record)
+    one = record.sample(0) if count > 1 and isinstance(record, (Attribution, Relevance, Logic, Mechanism, Grounding)) else record
     made = CHAPTERS[type(record)](one, seen)
     notes = [f"the record holds {count} samples; this is the first (`.sample(i)` gives another)"] if count > 1 else []
     figure = None
@@ -65,6 +66,19 @@ def chapter(record: Any, seen: Seen) -> Chapter:
         facts=_facts(told),
         notes=tuple(notes),
     )
+
+
+def samples(record: Any) -> int:
+    """How many samples a record holds; 1 for those that are of one, or of a whole set."""
+    match record:
+        case Comparison() | Corrections():
+            first: Any = next(iter(record.members.values()))
+            return len(first.output)
+        case Grounding():
+            return len(record.matrix)
+        case Attribution() | Relevance() | Logic() | Mechanism() | BaselineAudit():
+            return len(record.output)
+    return 1
 
 
 def _attribution(one: Attribution, seen: Seen) -> Chapter:
@@ -95,6 +109,8 @@ def _exact(one: Attribution) -> str:
 def budget(one: Attribution, title: str) -> Budget:
     """The error and what brought it, of a record of one sample."""
     parts = one.budget or {"unaccounted": one.error}
+    if not bool(torch.stack([one.total, one.difference, *parts.values()]).isfinite().all()):
+        raise NonFiniteError(f"{title}: the sum, the difference or a part of the error is NaN or infinite")
     share = "undefined" if one.relative_error is None else f"{float(one.relative_error[0]):.2%}"
     said = f"sum {float(one.total[0]):.4g}, difference {float(one.difference[0]):.4g}, error {float(one.error[0]):+.2g} ({share})"
     found = tuple((name, float(part[0])) for name, part in parts.items() if float(part[0]))
@@ -132,6 +148,8 @@ def _figures(one: Attribution) -> str:
 def _panel(label: str, caption: str, maps: Any) -> Panel:
     """Maps [choices, rows, columns] as a panel."""
     values = np.asarray(maps, dtype=np.float32)
+    if not bool(np.isfinite(values).all()):
+        raise NonFiniteError(f"the values at {label!r} hold NaN or infinity: there is nothing to draw")
     flat = values.reshape(len(values), -1)
     return Panel(label, caption, (int(values.shape[1]), int(values.shape[2])), flat, limits(flat))
 

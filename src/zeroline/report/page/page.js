@@ -86,10 +86,16 @@
     return items;
   }
 
+  // relative luminance, as WCAG has it
+  function luminance(ink) {
+    const [red, green, blue] = ink.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  }
+
   function paint(item, share, opacity) {
     const ink = colour(share);
     item.style.backgroundColor = `rgb(${ink})`;
-    item.style.color = 0.299 * ink[0] + 0.587 * ink[1] + 0.114 * ink[2] < 140 ? "#ffffff" : "#000000";
+    item.style.color = luminance(ink) < 0.179 ? "#ffffff" : "#000000"; // whichever has more contrast
     item.style.opacity = opacity === undefined ? "1" : String(opacity);
   }
 
@@ -142,7 +148,7 @@
     function drawMap() {
       canvas.width = cells.columns;
       canvas.height = cells.rows;
-      const context = canvas.getContext("2d"), image = context.createImageData(cells.columns, cells.rows);
+      const context = canvas.getContext("2d", { willReadFrequently: true }), image = context.createImageData(cells.columns, cells.rows);
       for (let i = 0; i < cells.values.length; i++) {
         const share = kept(cells.values[i]) / limit, ink = colour(share);
         image.data.set([...ink, Math.round(255 * state.opacity * Math.min(1, Math.abs(share)) ** 0.7)], 4 * i);

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,10 +48,12 @@ def save(chapters: Sequence[Chapter], path: str | Path, title: str = "") -> None
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
     text = html(chapters, title)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".partial-", suffix=".html", delete=False) as partial:
-        partial.write(text)
-    Path(partial.name).chmod(0o644)
-    Path(partial.name).replace(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def bars(budget: Budget) -> dict[str, Any]:
