@@ -207,3 +207,15 @@ def test_the_saved_picture_is_not_blank(tmp_path, kind):
     above, below = pixels[: pixels.shape[0] // 2], pixels[pixels.shape[0] // 2 :]
     for part in (above, below):
         assert float((part < 200).mean()) > 0.003
+
+
+def test_of_many_classes_those_with_the_most_examples_are_drawn(tmp_path):
+    from report.page_records import summary
+
+    one = summary()
+    maps = {f"class {i}": torch.full((4, 4), float(i)) for i in range(100)}
+    drawn = summary_figure.figure(replace(one, maps=maps, counts={f"class {i}": i for i in range(100)}))
+    titles = {axis.get_title() for part in drawn.subfigs for axis in part.axes}
+    assert {f"class {i} (mean of {i})" for i in range(40, 100)} <= titles
+    assert not any(title.startswith("class 39 ") for title in titles)
+    assert any("60 of 100 classes" in text.get_text() for text in drawn.findobj(lambda one: hasattr(one, "get_text")))

@@ -20,6 +20,7 @@ Heat = NDArray[np.float64]
 POSITIVE = "Reds"
 _PER_STRIP = 12  # panels per line of a layer strip
 _PER_LINE = 60  # characters of words per line
+_CALLS = 60  # panels of a layer strip: of more calls, those that moved the most
 _LINES = 40  # lines of words that are drawn: of a longer text, those with the most relevance
 
 
@@ -192,9 +193,10 @@ def _box(x: float, y: float, width: float, colour: tuple[float, float, float]) -
 
 
 def _moved(source: Source) -> list[int]:
-    """The calls that moved something onto a source: more than rounding."""
+    """The calls that moved something onto a source, more than rounding: at most 60, those that moved the most."""
     sizes = np.abs(source.layers).reshape(len(source.layers), -1).sum(1)
-    return [int(call) for call in np.nonzero(sizes > 1e-6 * max(float(sizes.max(initial=0.0)), 1e-30))[0]]
+    moved = [int(call) for call in np.nonzero(sizes > 1e-6 * max(float(sizes.max(initial=0.0)), 1e-30))[0]]
+    return sorted(sorted(moved, key=lambda call: -sizes[call])[:_CALLS])
 
 
 def _strips(drawn: Sequence[Source]) -> list[Source]:
@@ -218,7 +220,8 @@ def _draw_strip(row: Any, relevance: Relevance, source: Source) -> None:
         heat = source.layers[call] if source.is_map else source.layers[call][None]
         axis.imshow(heat, cmap=COLOURS, vmin=-limit, vmax=limit, interpolation="nearest", aspect="equal" if source.is_map else "auto")
         axis.set_title(f"{call}: {_short(relevance.calls[call][0])}", fontsize=6)
-    row.suptitle(f"what each call moved onto {source.name} (one colour scale, -{limit:.2g} to {limit:.2g})", fontsize=9, x=0.01, ha="left")
+    which = "each call" if len(calls) < _CALLS else f"the {_CALLS} strongest of {len(source.layers)} calls"
+    row.suptitle(f"what {which} moved onto {source.name} (one colour scale, -{limit:.2g} to {limit:.2g})", fontsize=9, x=0.01, ha="left")
 
 
 def _short(name: str, most: int = 18) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from zeroline.report.figure import COLOURS, limit_of
 from zeroline.report.panels import blank, short
 from zeroline.summary import QUANTILES, Spread, Summary
 
 _PER_ROW = 6
+_MAPS = 60  # mean maps that are drawn: those of the classes with the most examples
 _BLUE, _GREY = "#0072B2", "#999999"
 
 
@@ -18,26 +21,35 @@ def figure(found: Summary) -> Any:
     """A ``matplotlib.figure.Figure``: distributions above, mean maps below."""
     from matplotlib.figure import Figure
 
-    rows = -(-len(found.maps) // _PER_ROW)
+    maps = _shown(found)
+    rows = -(-len(maps) // _PER_ROW)
     drawn = Figure(figsize=(11, 3.4 + 2 * rows), dpi=130, facecolor="white", layout="constrained")
     above, *below = drawn.subfigures(1 + bool(rows), 1, height_ratios=[3.0, 2.0 * rows][: 1 + bool(rows)], squeeze=False)[:, 0]
     left, right = above.subplots(1, 2, gridspec_kw={"width_ratios": [1.2, 1]})
     _errors(left, found)
     _spreads(right, found)
     if below:
-        _maps(below[0].subplots(rows, _PER_ROW, squeeze=False), found)
+        _maps(below[0].subplots(rows, _PER_ROW, squeeze=False), found, maps)
+        if len(maps) < len(found.maps):
+            below[0].supxlabel(f"{len(maps)} of {len(found.maps)} classes, those with the most examples; the record has all", fontsize=9)
     asked = found.settings
     question = f"{asked.get('method')} of {found.model}, target {asked.get('target')}, baseline {asked.get('baseline')}"
     drawn.suptitle(f"{found.examples} examples, {question}", fontsize=10)
     return drawn
 
 
-def _maps(axes: Any, found: Summary) -> None:
+def _shown(found: Summary) -> dict[str, Tensor]:
+    """The mean maps of the classes with the most examples, in the order of the record."""
+    most = set(sorted(found.maps, key=lambda name: -found.counts[name])[:_MAPS])
+    return {name: map_ for name, map_ in found.maps.items() if name in most}
+
+
+def _maps(axes: Any, found: Summary, maps: Mapping[str, Tensor]) -> None:
     """The mean map of each class, on one scale."""
-    limit = limit_of(np.stack([map_.double().numpy() for map_ in found.maps.values()]))
+    limit = limit_of(np.stack([map_.double().numpy() for map_ in maps.values()]))
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, (name, map_) in zip(axes.flat, found.maps.items()):
+    for axis, (name, map_) in zip(axes.flat, maps.items()):
         axis.set_axis_on()
         blank(axis)
         axis.imshow(map_.numpy(), cmap=COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
