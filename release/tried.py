@@ -80,11 +80,13 @@ def as_a_stranger(python: Path, which: str, wheel: Path, version: str, root: Pat
         raise CheckFailed(f"Python {which}: zeroline --version prints {printed!r} and zeroline.__version__ is {imported!r}; {version} was built")
     yield f"Python {which}: --help, --version and import say zeroline {version}"
 
-    run([command, "demo"], f"Python {which}: zeroline demo fails", folder=here)
-    figure = here / "out/demo/figure.png"
+    run([command, "demo", "--report"], f"Python {which}: zeroline demo fails", folder=here)
+    figure, report = here / "out/demo/figure.png", here / "out/demo/report.html"
     if not figure.is_file() or figure.read_bytes()[:8] != b"\x89PNG\r\n\x1a\n":
         raise CheckFailed(f"Python {which}: zeroline demo wrote no figure.png")
-    yield f"Python {which}: zeroline demo wrote figure.png ({figure.stat().st_size:,} bytes)"
+    if not report.is_file() or "measured from the black baseline" not in report.read_text(encoding="utf-8"):
+        raise CheckFailed(f"Python {which}: zeroline demo --report wrote no report.html")
+    yield f"Python {which}: zeroline demo wrote figure.png ({figure.stat().st_size:,} bytes) and report.html ({report.stat().st_size:,})"
 
     (here / "probe.py").write_text(_PROBE)
     strange, ours = run([own, "probe.py", str(root)], f"Python {which}: the demo fails from Python", folder=here).splitlines()[-2:]
