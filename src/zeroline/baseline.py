@@ -293,6 +293,12 @@ def distribution(source: Any, *, draws: int | None = None, seed: int = 0, name: 
     return Distribution(f"{len(chosen)} of {len(pool)} inputs of {name}", tuple(of(pool[i], name=f"input {i} of {name}") for i in chosen), seed)
 
 
+def _seed(asked: float) -> int:
+    if not (asked == int(asked) and 0 <= asked < 2**63):
+        raise BaselineError(f"noise({asked:g}) was asked; a seed is a whole number from 0 to 2^63 - 1")
+    return int(asked)
+
+
 def by_name(text: str) -> Baseline:
     """The baseline that a command line means: ``black``, ``zeros``, ``blur(4)``, ``constant(0.5)``, ``noise(7)``, ``neutral(black)``.
 
@@ -307,7 +313,7 @@ def by_name(text: str) -> Baseline:
         "mean": mean,
         "blur": blur,
         "constant": constant,
-        "noise": lambda seed=0: noise(int(seed)),
+        "noise": lambda seed=0: noise(_seed(seed)),
     }
     head, _, rest = text.strip().partition("(")
     rest = rest.strip().removesuffix(")")

@@ -88,6 +88,11 @@ def main(arguments: list[str] | None = None) -> None:
         if ended.code == _INTERRUPTED:  # the command-line library ends so on Ctrl-C, without a word
             _fail("interrupted", _INTERRUPTED)
         raise
+    except OSError as problem:
+        if debug:
+            raise
+        where = f": {problem.filename!r:.200}" if problem.filename else ""
+        _fail(f"{problem.strerror or problem}{where}", 1)
     except Exception as problem:
         if debug:
             raise

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zeroline.baseline import by_name
 from zeroline.cli import show
-from zeroline.cli.options import AsJson, ModelName, Report, TargetText, TrustRemoteCode
+from zeroline.cli.options import MOST_SEED, AsJson, ModelName, Report, TargetText, TrustRemoteCode
 from zeroline.cli.paradigm import Audio, Given, ImageOrNone, Passage, Text, given
 from zeroline.errors import UsageError
 from zeroline.model.inputs import Inputs
@@ -44,7 +44,7 @@ def logic(
     baseline: Annotated[str, typer.Option(help="What an absent region is: zeros, black, mean, blur(8), ... Absent words are mask tokens.")] = "zeros",
     threshold: Annotated[str, typer.Option(help="When a coalition counts: a share of the way to f(all), or answer.")] = "0.5",
     max_evaluations: Annotated[int, typer.Option(help="Coalitions at most.")] = 4096,
-    seed: Annotated[int, typer.Option(help="Of the random orders, with more than ten players.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the random orders, with more than ten players.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, logic.safetensors, record.json.")] = Path("out"),
     report: Report = False,
     json_: AsJson = False,

@@ -9,6 +9,8 @@ import typer
 
 BASELINES = "black, zeros, mean, blur(8), constant(0.5), noise(0), neutral(black), mean_of(FOLDER), distribution(FOLDER, 8)."
 
+MOST_SEED = 2**63 - 1  # what torch takes
+
 ImageFile = Annotated[Path, typer.Argument(help="The image file.")]
 ModelName = Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER, timm:NAME, open_clip:NAME/WEIGHTS.")]
 TargetText = Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")]

@@ -12,7 +12,7 @@ import typer
 from zeroline.baseline import by_name
 from zeroline.cli import show
 from zeroline.cli.labelled import labelled
-from zeroline.cli.options import AsJson, ModelName, Report, TrustRemoteCode
+from zeroline.cli.options import MOST_SEED, AsJson, ModelName, Report, TrustRemoteCode
 from zeroline.errors import UsageError
 from zeroline.measure import check_principles
 from zeroline.methods import METHODS, ROUTES, check_options
@@ -30,7 +30,7 @@ def principles(
     count: Annotated[int | None, typer.Option(help="Examples at most.")] = None,
     cascade: Annotated[bool, typer.Option("--cascade/--no-cascade", help="Also shuffle weights from the top down.")] = True,
     batch_size: Annotated[int, typer.Option(help="Examples at once.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the shuffling.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, record.json and a NAME.safetensors per method.")] = Path("out"),
     report: Report = False,
     json_: AsJson = False,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from zeroline.cli import show
-from zeroline.cli.options import AsJson, BoxText, ImageFile, MaskFile, ModelName, Report, TrustRemoteCode
+from zeroline.cli.options import MOST_SEED, AsJson, BoxText, ImageFile, MaskFile, ModelName, Report, TrustRemoteCode
 from zeroline.guided import rewrite as rewritten
 from zeroline.report import figure, page, rewriting_figure
 from zeroline.seen import Seen
@@ -32,7 +32,7 @@ def rewrite(
     steps: Annotated[int, typer.Option(help="Gradient evaluations per attempt.")] = 40,
     restarts: Annotated[int, typer.Option(help="Attempts; each after the first begins at a random change.")] = 1,
     lead: Annotated[float, typer.Option(help="Logits by which the new class must lead.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the restarts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the restarts.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for original.png, rewritten.png, figure.png, rewriting.safetensors, record.json.")] = Path("out"),
     report: Report = False,
     json_: AsJson = False,

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zeroline.cli import show
-from zeroline.cli.options import AsJson, Report, TrustRemoteCode
+from zeroline.cli.options import MOST_SEED, AsJson, Report, TrustRemoteCode
 from zeroline.errors import LoadError, UsageError
 from zeroline.guided import robustness as measured
 from zeroline.report import robustness_figure
@@ -31,7 +31,7 @@ def robustness(
     l2: Annotated[str | None, typer.Option(help="The same in the Euclidean norm, instead.")] = None,
     steps: Annotated[int, typer.Option(help="Gradient evaluations per attempt.")] = 40,
     restarts: Annotated[int, typer.Option(help="Attempts per budget.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the restarts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the restarts.")] = 0,
     count: Annotated[int | None, typer.Option(help="Images at most.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for figure.png, record.json and a robustness.safetensors per model.")] = Path("out"),
     report: Report = False,

@@ -133,6 +133,8 @@ def _device(asked: str) -> torch.device:
         device = torch.device(("cuda" if there else "cpu") if asked == "auto" else asked)
     except RuntimeError:
         raise UsageError(f"device {asked!r} was asked; auto, cpu, cuda or cuda:NUMBER are possible") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {asked!r} was asked; auto, cpu, cuda or cuda:NUMBER are possible")
     if device.type == "cuda" and not there:
         raise UsageError(f"device {asked!r} was asked; torch sees no GPU here")
     return device

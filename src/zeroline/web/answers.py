@@ -114,11 +114,9 @@ class Answers:
         _among("method", asked.method, ASKABLE)
         _among("baseline", asked.baseline, BASELINES)
         target, text = self.limits.text(asked.target) or "top", self.limits.text(asked.text)
-        site = None
-        if asked.site:
-            sites = self.offered.sites(asked.model)
-            _among("site", asked.site, sites)
-            site = None if asked.site == sites[0] else asked.site
+        sites = self.offered.sites(asked.model)
+        site = asked.site or sites[0]
+        _among("site", site, sites)
         with self.offered.asked(asked.model) as sourced:
             words = text or None
             if words is not None and "text" not in sourced.reads:
@@ -127,7 +125,7 @@ class Answers:
             if asked.method in ROUTES:
                 record = explain(sourced, asked.picture, method=asked.method, target=target, text=words)
                 return record, reporting.beside(record, sourced, inputs, photograph=asked.picture)
-            baseline = settle(sourced.model, inputs, by_name(asked.baseline), site)
+            baseline = settle(sourced.model, inputs, by_name(asked.baseline), site, self._clock())
             record = explain(
                 sourced, asked.picture, method=asked.method, target=target, site=site, baseline=baseline, text=words, **self._bounded(asked.method)
             )
@@ -144,7 +142,7 @@ class Answers:
         def tick(done: int, total: int | None) -> None:
             if time.monotonic() > end:
                 raise RunError(
-                    f"stopped after {self.limits.seconds:g} seconds, {done} gradient evaluations done; ask at a later site, or a smaller model"
+                    f"stopped after {self.limits.seconds:g} seconds, at step {done}; ask at a later site, from another baseline, or a smaller model"
                 )
 
         return tick

@@ -31,6 +31,7 @@ SAMPLES = {f"{sample.caption} ({sample.name})": sample for sample in zoo.samples
 ANSWER = 3  # outputs of an answer
 KEPT = 3600.0  # seconds that an answer can be downloaded
 STYLE = """
+.gradio-container { --block-info-text-color: #4b5563; } .dark .gradio-container, .gradio-container.dark { --block-info-text-color: #d1d5db; }
 footer { display: none !important; }
 .answer iframe { width: 100%; height: 85vh; border: 1px solid var(--border-color-primary); background: white; }
 .said { font-weight: 600; } .went-wrong { color: #b2182b; font-weight: 600; } .dark .went-wrong { color: #ff9c8f; }
@@ -193,7 +194,7 @@ def _picture(answers: Answers, sample: str, upload: bytes | None) -> tuple[Any, 
     """The upload where there is one, else the sample."""
     if upload is not None:
         return answers.limits.picture(bytes(upload))
-    if sample not in SAMPLES:
+    if not isinstance(sample, str) or sample not in SAMPLES:
         raise InputError(f"no sample {sample!r}")
     return SAMPLES[sample].image.convert("RGB"), ""
 

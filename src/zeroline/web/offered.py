@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
@@ -50,7 +51,7 @@ class Offered:
             raise NotFoundError(f"the model {name!r} is not offered here; possible are {', '.join(self._meant)}")
         with self._locks[name]:
             if name not in self._loaded:
-                self._loaded[name] = load_sourced(self._meant[name])
+                self._loaded[name] = replace(load_sourced(self._meant[name]), name=name)  # a folder's path is not shown
             yield self._loaded[name]
 
     def sites(self, name: str) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +38,7 @@ def serve(
     from zeroline.web.app import STYLE, page_of
 
     bounds = limits or Limits()
+    _free(host, port)
     answers = Answers(Offered(folders), bounds)
     with tempfile.TemporaryDirectory(prefix="zeroline-web-") as folder:
         blocks = page_of(answers, Path(folder))
@@ -52,6 +55,7 @@ def serve(
                 ssr_mode=False,
                 pwa=False,
                 mcp_server=False,
+                run_history=False,
                 enable_monitoring=False,
                 show_error=False,
                 quiet=True,
@@ -60,7 +64,19 @@ def serve(
         except OSError as problem:
             raise UsageError(f"port {port} of {host} cannot be had ({problem}); give another with --port") from None
         ready(f"http://{host}:{port}")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: the folder of answers goes away
         try:
             blocks.block_thread()
         finally:
             blocks.close()
+
+
+def _free(host: str, port: int) -> None:
+    """Raises UsageError where the address is not this machine's, or somebody listens there."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as problem:
+        raise UsageError(f"port {port} of {host} cannot be had ({problem.strerror or problem}); give another with --port or --host") from None

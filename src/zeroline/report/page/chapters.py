@@ -33,7 +33,7 @@ from zeroline.report.figure import Picture, picture_part
 from zeroline.report.page import encode
 from zeroline.report.page.fit import fitted, limits
 from zeroline.report.page.parts import Budget, Chapter, Panel, Shown, Table, Viewer
-from zeroline.report.panels import heat_of
+from zeroline.report.panels import aside, heat_of
 from zeroline.rewriting import Rewriting
 from zeroline.seen import BASELINE, Seen
 from zeroline.summary import Summary
@@ -124,7 +124,7 @@ def _map_of(one: Attribution, seen: Seen) -> Viewer | None:
     heat = None if shown is None else heat_of(one, lie)
     total = float(one.difference[0])
     if heat is not None:
-        panel = _panel(one.site, _figures(one), heat[None])
+        panel = _panel(one.site, _figures(one) + _elsewhere(one, heat), heat[None])
         return Viewer("Where the values lie", (panel,), _cell(heat, shown), "the difference", total, "site", shown)
     part = picture_part(one)
     if part.ndim != 3:
@@ -145,6 +145,12 @@ def _figures(one: Attribution) -> str:
     return f"difference {float(one.difference[0]):.4g}, error {float(one.error[0]):+.2g} ({share})"
 
 
+def _elsewhere(one: Attribution, heat: Any) -> str:
+    """What the map does not show: the values on class and register tokens."""
+    words = aside(float(one.total[0]), heat).strip()
+    return f"; {words} (class or register tokens), so not on the map" if words else ""
+
+
 def _panel(label: str, caption: str, maps: Any) -> Panel:
     """Maps [choices, rows, columns] as a panel."""
     values = np.asarray(maps, dtype=np.float32)
@@ -161,7 +167,7 @@ def _comparison(found: Comparison, seen: Seen) -> Chapter:
         one = member.sample(0)
         heat = None if shown is None else heat_of(one, found.lies.get(label))
         if heat is not None:
-            panels.append(_panel(label, f"at {one.site} from {one.baseline}: {_figures(one)}", heat[None]))
+            panels.append(_panel(label, f"at {one.site} from {one.baseline}: {_figures(one)}{_elsewhere(one, heat)}", heat[None]))
     layers = seen.facts.get("drawn as") == drawing.LAYERS
     what = f"at {len(found.labels)} sites" if layers else f"by {len(found.labels)} methods"
     first = next(iter(found.members.values())).sample(0)
