@@ -1,5 +1,5 @@
 # make demo   a picture of what a trained Vision Transformer based its answer on
-# make test   the whole test suite
+# make test   the whole test suite, on WORKERS=2 processes; PYTEST="tests/maths -x" for a part of it
 # make check  lint, types, import contracts, doctests
 # make docs   the docs site, into site/: strict, and checked that it stands alone
 # make bench  the tables of docs/performance.md
@@ -7,6 +7,7 @@
 # make dist   wheel and sdist in dist/, checked and tried in empty environments; DIST="--python 3.11" for one Python
 # make licences   docs/licences.md, and a failure where a licence is not on the list
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -17,7 +18,7 @@ demo: $(VENV)/ready
 	$(BIN)/zeroline demo
 
 test: $(VENV)/ready-test
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST)
 
 check: $(VENV)/ready-test
 	$(BIN)/ruff check .

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 
 import pytest
@@ -59,9 +58,3 @@ def chromium():
         browser = running.chromium.launch(executable_path=found, args=list(quiet))
         yield browser
         browser.close()
-
-
-def pytest_make_parametrize_id(val):
-    """Names of tests without addresses in memory: workers that run tests side by side must find the same ones."""
-    said = repr(val)
-    return re.sub(r" at 0x[0-9a-f]+", "", said) if " at 0x" in said else None

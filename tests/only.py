@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,3 +25,8 @@ def make_importable() -> None:
         _kept.append(torch.library.Library("torchvision", "DEF"))
         _kept[0].define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _kept[0].define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def plain(value: object) -> str:
+    """A value as the name of a test, without addresses: workers that run tests side by side must find the same names."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))

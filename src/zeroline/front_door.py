@@ -18,7 +18,7 @@ from zeroline import baseline as baselines
 from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline, BaselineLike
 from zeroline.errors import BaselineError, InputError, NotFoundError, UsageError
-from zeroline.methods import METHODS, ROUTES, check_options
+from zeroline.methods import METHODS, NO_MAP, ROUTES, check_options
 from zeroline.model.loading import Loaded, Sourced, from_pipeline
 from zeroline.paradigm.players import missing_word
 from zeroline.relevance import Relevance
@@ -29,7 +29,6 @@ from zeroline.spelling.sources import image_only, is_input, load_sourced, open_i
 from zeroline.target import TargetLike
 
 Text = str | tuple[str, str] | list[str]
-NO_MAP = ("attention_transfer", "integrated_attention")  # a curve over depth, and maps of maps
 _WORDS: dict[str, Callable[[Any], Baseline]] = {
     "mask": baselines.mask_token,
     "unknown": baselines.unknown_token,

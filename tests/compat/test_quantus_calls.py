@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import zeroline as zl
+from only import plain
 from zeroline.compat.quantus import explain_func
 from zeroline.errors import BaselineError, InputError, ModelStateError, NotFoundError, SiteError, TargetError, UsageError
 
@@ -118,7 +119,9 @@ def test_channels_are_summed_as_quantus_sums_them():
 
 
 @pytest.mark.parametrize(
-    ("given", "x0"), [("zeros", 0), (0.5, 0.5), ("constant(0.5)", 0.5), (zl.baseline.constant(0.5), 0.5), (np.full((1, 1, 6, 8), 0.5), 0.5)], ids=str
+    ("given", "x0"),
+    [("zeros", 0), (0.5, 0.5), ("constant(0.5)", 0.5), (zl.baseline.constant(0.5), 0.5), (np.full((1, 1, 6, 8), 0.5), 0.5)],
+    ids=plain,
 )
 def test_baselines_are_words_numbers_arrays_and_records(given, x0):
     model, (x, y) = linear(), images()

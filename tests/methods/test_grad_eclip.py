@@ -15,6 +15,7 @@ from zeroline.relevance import Relevance
 
 import attention_models as models  # isort: skip
 from methods import eclip_reference as paper
+from only import plain
 
 CASES = {
     "CLIP, one layer, one head": lambda: paper.clip(heads=1, depth=1, batch=1),
@@ -665,7 +666,7 @@ def test_a_model_that_makes_its_own_map_hides_what_its_mask_hides():
         ({"target": zl.target.output(lambda o: o.image_embeds)}, TargetError, r"\(3, 16\)|one number per sample"),
         ({"grid": (3, 3)}, UsageError, "3 x 3"),
     ],
-    ids=str,
+    ids=plain,
 )
 def test_bad_options_get_one_clear_error(options, error, words):
     case = paper.clip(depth=2)

@@ -890,3 +890,13 @@ def test_a_summary_without_maps_and_one_with_are_chapters(quick):
     for record in (summary(), replace(summary(), maps={}, against=None, histogram=None)):
         _, made = read(record)
         assert made.tables[0].rows[0][:2] == ("|error| / |difference|", "40")
+
+
+def test_every_kind_of_record_is_read_drawn_and_has_a_chapter():
+    from zeroline.report.drawing import DRAW
+    from zeroline.report.opened import LOAD
+    from zeroline.report.page.chapters import CHAPTERS
+
+    readers = {load.__self__ for load in LOAD.values()}
+    assert readers == set(DRAW) == set(CHAPTERS)
+    assert {type(record) for record, _ in every().values()} == readers

@@ -28,8 +28,7 @@ from zeroline.cli.options import (
     TrustRemoteCode,
 )
 from zeroline.errors import NotFoundError, UsageError
-from zeroline.front_door import NO_MAP
-from zeroline.methods import CAMS, METHODS, ROUTES
+from zeroline.methods import CAMS, METHODS, NO_MAP, ROUTES
 from zeroline.model.loading import Loaded
 from zeroline.reporting import around
 from zeroline.spelling.reading import grid_of

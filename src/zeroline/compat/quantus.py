@@ -20,7 +20,7 @@ from zeroline.attribution import Attribution
 from zeroline.baseline import BaselineLike
 from zeroline.errors import InputError, NotFoundError, SiteError, TargetError, UsageError
 from zeroline.maths.grids import as_map
-from zeroline.methods import METHODS, ROUTES, check_options
+from zeroline.methods import METHODS, NO_MAP, ROUTES, check_options
 from zeroline.model.inputs import Inputs
 from zeroline.model.positions import positions_of
 from zeroline.relevance import Relevance
@@ -28,8 +28,7 @@ from zeroline.site import SiteLike
 from zeroline.target import logit
 
 Array = NDArray[Any]
-_NO_MAP = ("attention_transfer", "integrated_attention")  # a curve over depth, and maps of maps
-POSSIBLE = (*METHODS, *(name for name in ROUTES if name not in _NO_MAP))
+POSSIBLE = (*METHODS, *(name for name in ROUTES if name not in NO_MAP))
 
 
 def explain_func(

@@ -82,10 +82,13 @@ ROUTES: dict[str, Callable[..., Any]] = {
     "integrated_attention": integrated_attention,
     "rollout": rollout,
 }
+# members of ROUTES whose result is no map of one question: a curve over depth, and maps of maps
+NO_MAP = ("attention_transfer", "integrated_attention")
 
 __all__ = [
     "CAMS",
     "METHODS",
+    "NO_MAP",
     "ROUTES",
     "attention_eclip",
     "attention_relevance",
