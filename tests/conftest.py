@@ -58,3 +58,8 @@ def chromium():
         browser = running.chromium.launch(executable_path=found, args=list(quiet))
         yield browser
         browser.close()
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file first, so that on several processes none waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_ray_engine.py")
