@@ -18,7 +18,7 @@ demo: $(VENV)/ready
 	$(BIN)/zeroline demo
 
 test: $(VENV)/ready-test
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check: $(VENV)/ready-test
 	$(BIN)/ruff check .
