@@ -6,7 +6,6 @@ wrong becomes one sentence on the page; text from people is escaped here.
 
 from __future__ import annotations
 
-import base64
 import io
 import shutil
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 from zeroline import zoo
 from zeroline.errors import InputError, ZerolineError
+from zeroline.report.page.encode import address
 from zeroline.rewriting import Rewriting
 from zeroline.web.answers import ASKABLE, BASELINES, BUDGETS, Answer, Answers, Asked
 
@@ -204,8 +204,7 @@ def _preview(answers: Answers, sample: str, upload: bytes | None) -> str:
     content = io.BytesIO()
     picture.save(content, "PNG")
     alt = "the picture that was uploaded" if upload is not None else f"the sample {sample}"
-    address = base64.b64encode(content.getvalue()).decode("ascii")
-    return f'<img src="data:image/png;base64,{address}" alt="{escape(alt)}"><p>{escape(note)}</p>'
+    return f'<img src="{address(content.getvalue(), "png")}" alt="{escape(alt)}"><p>{escape(note)}</p>'
 
 
 def _shown(answer: Answer, folder: Path) -> tuple[Any, ...]:
