@@ -18,11 +18,12 @@ def executed(path: Path) -> Any:
     import jupytext
     from nbclient import NotebookClient
 
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: threads that wait for a core taken by others are slower than one
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # a progress bar that nothing here shows
     notebook = jupytext.read(path)
     quiet = ["--IPKernelApp.log_level=40"]  # the kernel listens on this machine alone
     options = {"resources": {"metadata": {"path": str(path.parent)}}, "extra_arguments": quiet}
-    NotebookClient(notebook, kernel_name="python3", timeout=120, **options).execute()
+    NotebookClient(notebook, kernel_name="python3", timeout=600, **options).execute()
     return notebook
 
 

@@ -11,6 +11,7 @@ import torch
 from only import make_importable
 
 torch.set_num_threads(1)  # the models are small, and threads that wait for each other are slower than one
+os.environ["OMP_NUM_THREADS"] = "1"  # so too in the processes that tests start
 make_importable()
 
 

@@ -24,7 +24,7 @@ from zeroline import zoo
 from zeroline.cli import app, main, show
 
 EXAMPLES = int(os.environ.get("ZEROLINE_FUZZ", "0"))
-LIMIT = 60  # seconds that one command may take; the slowest of them takes two
+LIMIT = 180  # seconds that one command may take; the slowest of them takes two
 SAMPLE = str(files("zeroline.zoo") / "samples" / "00.png")
 QUESTION = "what color is the seven ?"
 

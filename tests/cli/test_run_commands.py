@@ -208,7 +208,7 @@ def test_ctrl_c_says_that_it_was_interrupted(capsys, monkeypatch, digits, tmp_pa
 
 def test_a_pipe_gets_plain_lines_and_json_alone(digits, tmp_path):
     arguments = [sys.executable, "-m", "zeroline.cli", "run", str(digits), "--out", str(tmp_path / "out"), "--json", *QUICK]
-    told = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=ENVIRONMENT, check=False)
+    told = subprocess.run(arguments, capture_output=True, text=True, timeout=600, env=ENVIRONMENT, check=False)
     assert told.returncode == 0, told.stderr
     assert strict(told.stdout)["done"] == 5
     lines = told.stderr.splitlines()

@@ -84,7 +84,7 @@ def test_a_broken_model_and_two_of_one_name_stop_the_start(capsys, tmp_path):
 
 def alone(*arguments):
     """(exit status, standard output, standard error) of a server in a process of its own that does not start."""
-    ended = subprocess.run([sys.executable, "-m", "zeroline.cli", "serve", *arguments], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-m", "zeroline.cli", "serve", *arguments], capture_output=True, text=True, timeout=300)
     return ended.returncode, ended.stdout, ended.stderr
 
 
@@ -115,14 +115,14 @@ def test_an_interrupted_server_ends_without_a_traceback_and_leaves_nothing(tmp_p
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=kept)
     try:
         assert process.stdout.readline() == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
-        with socket.create_connection(("127.0.0.1", port), timeout=5):
+        with socket.create_connection(("127.0.0.1", port), timeout=60):
             pass
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode in (0, 130)
     assert "Traceback" not in out + err
     assert list(tmp_path.glob("zeroline-web-*")) == []
-    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), timeout=5):
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), timeout=60):
         pass

@@ -71,7 +71,7 @@ def files(tmp_path_factory):
 def opened(chromium, address, known=None, **how):
     """A page that must say nothing on the console, ask for nothing but itself, and raise nothing; checked when it is closed."""
     context = chromium.new_context(**{"viewport": {"width": 1000, "height": 900}, **how})
-    context.set_default_timeout(5000)
+    context.set_default_timeout(60_000)
     tab = context.new_page()
     said, asked = [], []
     tab.on("console", lambda message: said.append(message.text))

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import torch
 
 LABELS = {0: "<img src=x onerror=alert(1)>", 1: "<script>alert(2)</script>"}
-SECONDS = 90.0  # until a server is up, or an answer there
+SECONDS = 300.0  # until a server is up, or an answer there
 
 
 def hostile_model(folder: Path) -> Path:
@@ -141,7 +141,7 @@ def running(*options: str) -> Iterator[Served]:
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(20)
+                process.wait(120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
