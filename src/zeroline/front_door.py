@@ -20,6 +20,7 @@ from zeroline.baseline import Baseline, BaselineLike
 from zeroline.errors import BaselineError, InputError, NotFoundError, UsageError
 from zeroline.methods import METHODS, NO_MAP, ROUTES, check_options
 from zeroline.model.loading import Loaded, Sourced, from_pipeline
+from zeroline.model.pictures import eight_bit, upright
 from zeroline.paradigm.players import missing_word
 from zeroline.relevance import Relevance
 from zeroline.similarity import similarity
@@ -136,14 +137,14 @@ def _sources(known: Sourced, inputs: Any, text: Text | None) -> tuple[Any, Any, 
 
 
 def _image(given: Any) -> Any:
-    """A PIL image in RGB, from a path where one is given."""
+    """A PIL image in RGB and upright, from a path where one is given."""
     from PIL import Image
 
     if isinstance(given, (str, Path)):
         return open_image(Path(given))
     if not isinstance(given, Image.Image):
         raise InputError(f"an image is a PIL image or the path of one, not {type(given).__name__}")
-    return given.convert("RGB")
+    return eight_bit(upright(given))[0]
 
 
 def _target(known: Sourced, target: TargetLike, words: Any, second: str | None) -> TargetLike:

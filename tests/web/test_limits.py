@@ -229,15 +229,6 @@ def test_inks_are_converted_and_said():
     assert np.abs(np.asarray(found, int) - (255, 0, 0)).max() <= 4
 
 
-def test_a_photograph_is_taken_as_it_is_stored_whatever_way_its_camera_was_held():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "turn me by a quarter"
-    found, note = read(saved(noise(8, 16), exif=exif))
-    assert found.size == (16, 8)
-    assert same(found, noise(8, 16))
-    assert note == ""
-
-
 def test_one_pixel_is_a_picture():
     assert same(read(saved(noise(1, 1)))[0], noise(1, 1))
 

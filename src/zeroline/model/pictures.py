@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +12,9 @@ import torch
 from torch import Tensor
 
 from zeroline.errors import InputError
+
+_ORIENTATION = 0x0112  # the EXIF tag, and what undoes each of its values
+_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 
 
 def raw_pixels(image: Any) -> Tensor:
@@ -53,6 +58,26 @@ def eight_bit(image: Any) -> tuple[Any, str]:
         return picture(scaled), f"{'floating-point' if image.mode == 'F' else '16-bit'} grey brought to 8 bits per channel"
     alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     return image.convert("RGB"), f"{image.mode} converted to RGB" + (", its transparency dropped" if alpha else "")
+
+
+def upright(image: Any) -> Any:
+    """A photograph turned the way its camera says it was held (EXIF orientation), as viewers and transformers' pipelines show it.
+
+    The image itself where it says nothing. A turned image says nothing any more, so that nobody turns it again.
+    """
+    from PIL import Image
+
+    image.load()  # Pillow turns a TIFF itself, when it is read
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except (struct.error, SyntaxError, OSError, ValueError, TypeError, LookupError):
+        return image  # a spoilt EXIF block says nothing
+    if turn is None:
+        return image
+    found = image.transpose(Image.Transpose[turn])
+    found.info = {name: value for name, value in found.info.items() if name == "transparency"}
+    return found
 
 
 def place_seen(preprocess: Callable[[Any], Any], drawn: Any) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zeroline.errors import InputError, UsageError
 from zeroline.model.loading import Sourced
-from zeroline.model.pictures import eight_bit, place_seen
+from zeroline.model.pictures import eight_bit, place_seen, upright
 from zeroline.scale.source import Example, Source, content_hash
 from zeroline.spelling.sources import drawn_box, image_only, read_image
 
@@ -134,12 +134,12 @@ class Preparer:
     def _image(self, example: Example, raw: bytes | None) -> Any:
         if raw is None:
             raise InputError("no image is named")
-        return eight_bit(read_image(io.BytesIO(raw), example.image or example.id))[0]
+        return eight_bit(upright(read_image(io.BytesIO(raw), example.image or example.id)))[0]
 
     def _mask(self, example: Example, raw: bytes | None, image: Any, text: Any) -> Tensor | None:
         if image is None or (raw is None and not example.box):
             return None
-        given = None if raw is None else eight_bit(read_image(io.BytesIO(raw), f"the mask of {example.id}"))[0]
+        given = None if raw is None else eight_bit(upright(read_image(io.BytesIO(raw), f"the mask of {example.id}")))[0]
         drawn = drawn_box(example.box or "", image) if given is None else given
         if drawn.size != image.size:
             raise InputError(f"the mask is {drawn.width} x {drawn.height}; the image is {image.width} x {image.height}")

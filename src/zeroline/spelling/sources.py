@@ -14,7 +14,7 @@ from zeroline import baseline as baselines
 from zeroline.baseline import Baseline, Distribution
 from zeroline.errors import LoadError, NotFoundError, UsageError
 from zeroline.model.loading import Loaded, Sourced, any_from_hub, from_hub, from_open_clip, from_timm
-from zeroline.model.pictures import eight_bit, place_seen, raw_pixels
+from zeroline.model.pictures import eight_bit, place_seen, raw_pixels, upright
 from zeroline.similarity import similarity
 from zeroline.spelling.reading import read_target, scale_of
 from zeroline.target import Target, detection, top_token, whole_number
@@ -138,17 +138,21 @@ def open_image(path: Path) -> Any:
 
 
 def open_as_is(path: Path) -> Any:
-    """A PIL image in the mode of its file, read completely."""
+    """A PIL image in the mode of its file, read completely and upright; a note on standard error where it was turned for that."""
     if not path.exists():
         near = sorted(p.name for p in path.parent.glob("*.png")) if path.parent.is_dir() else []
         raise NotFoundError.among("image file", str(path), near) if near else NotFoundError(f"no image file {str(path)!r}")
     if path.is_dir():
         raise NotFoundError(f"{str(path)!r} is a folder; give one image file")
-    return read_image(path, str(path))
+    stored = read_image(path, str(path))
+    found = upright(stored)
+    if found is not stored:
+        print(f"note: {path.name}: turned upright, as its EXIF orientation says", file=sys.stderr)
+    return found
 
 
 def read_image(file: Path | BinaryIO, called: str) -> Any:
-    """A PIL image in the mode of its file, read completely; ``called`` names it in the error."""
+    """A PIL image as its file stores it, read completely; ``called`` names it in the error."""
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zeroline.errors import InputError, UsageError
-from zeroline.model.pictures import eight_bit
+from zeroline.model.pictures import eight_bit, upright
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 WORKED_ON = 1024  # pixels along a side: a larger picture is brought down
@@ -53,12 +53,16 @@ class Limits:
                 if width * height > self.megapixels * 1e6:
                     raise InputError(f"the picture is {width:,} x {height:,}; up to {self.megapixels:g} million pixels are possible here")
                 opened.load()
-                found, lost = eight_bit(opened)
+                turned = upright(opened)
+                found, lost = eight_bit(turned)
         except UnidentifiedImageError:
             raise InputError(f"the file is no picture that is read here; possible are {', '.join(FORMATS)}") from None
         except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as problem:
             raise InputError(f"the picture cannot be read: {problem}") from None
         notes = [lost] if lost else []
+        if turned is not opened:
+            notes.append("turned upright, as its EXIF orientation says")
+            width, height = turned.size
         if max(found.size) > WORKED_ON:
             found.thumbnail((WORKED_ON, WORKED_ON))
             notes.append(f"brought down from {width:,} x {height:,} to {found.width} x {found.height}")
