@@ -1,6 +1,7 @@
 """What was seen beside a record: it comes back as it was, the record does not notice, and a file is whole or as it was before."""
 
 import json
+import os
 from dataclasses import fields
 
 import pytest
@@ -211,6 +212,22 @@ def test_attaching_keeps_who_may_read_the_file(tmp_path, mode):
     path.chmod(mode)
     seen().attach(path)
     assert path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_new_record_may_be_read_by_whom_any_new_file_may(tmp_path, mask):
+    """Also where a save that was killed left its partial file."""
+    path = tmp_path / "r.safetensors"
+    left = tmp_path / ".r.safetensors.partial"
+    left.write_bytes(b"half")
+    left.chmod(0o666)
+    before = os.umask(mask)
+    try:
+        one().save(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    assert not left.exists()
 
 
 def test_attaching_to_what_is_no_record_is_one_clear_error_and_leaves_it_alone(tmp_path):

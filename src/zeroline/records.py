@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -165,9 +164,12 @@ def _save(path: Path, tensors: Mapping[str, Tensor], texts: dict[str, str]) -> N
     from safetensors.torch import save_file
 
     temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
     try:
+        temporary.touch()
+        rights = (path if path.exists() else temporary).stat().st_mode & 0o777  # safetensors gives its files fewer
         save_file({name: _packed(tensor) for name, tensor in tensors.items()}, temporary, texts)
-        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~usual_mask())
+        temporary.chmod(rights)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -181,13 +183,6 @@ def _record(texts: Mapping[str, str], what: str, path: str | Path) -> dict[str, 
     if not isinstance(record, dict):
         raise LoadError(f"{str(path)!r} is not {what} that zeroline saved (its record is no JSON object)")
     return record
-
-
-def usual_mask() -> int:
-    """What the process takes away from the rights of new files (safetensors and temporary files begin with fewer)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _opened(path: str | Path, what: str, wanted: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, Tensor]]:
