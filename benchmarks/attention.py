@@ -213,9 +213,8 @@ def alone(side: str) -> None:
 
 def gpu_table(repeats: int) -> None:
     """The speed and memory tables on a GPU, per precision, and the most tokens that each way holds there."""
-    print(
-        f"\n## On {torch.cuda.get_device_name()}: ViT-Base, 224 px, batch 4 (wall time), and the most tokens that fit of 1,024, 4,096, 16,384 and 65,536, batch 1\n"
-    )
+    print(f"\n## On {torch.cuda.get_device_name()}: ViT-Base, 224 px, batch 4 (wall time)\n")
+    print("The most tokens that fit, batch 1, are the most of 1,024, 4,096, 16,384 and 65,536.\n")
     print("| precision | attention_relevance / bare | trace / forward | eager / bare | most tokens, relevance | most tokens, eager |")
     print("|---|---|---|---|---|---|")
     for dtype in (torch.float32, torch.bfloat16):
