@@ -11,22 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from zeroline import baseline as baselines
 from zeroline.attribution import Attribution
 from zeroline.baseline import Baseline, BaselineLike
 from zeroline.errors import BaselineError, InputError, NotFoundError, UsageError
 from zeroline.methods import METHODS, NO_MAP, ROUTES, check_options
+from zeroline.model.inputs import placed
 from zeroline.model.loading import Loaded, Sourced, from_pipeline
 from zeroline.model.pictures import eight_bit, upright
 from zeroline.paradigm.players import missing_word
 from zeroline.relevance import Relevance
-from zeroline.similarity import similarity
 from zeroline.site import SiteLike, as_site
-from zeroline.spelling.reading import scale_of
-from zeroline.spelling.sources import image_only, is_input, load_sourced, open_image, read_baseline, sourced, sources_of, target_for
+from zeroline.spelling.sources import image_only, is_input, load_sourced, open_image, read_baseline, sourced, sources_of, target_of
 from zeroline.target import TargetLike
 
 Text = str | tuple[str, str] | list[str]
@@ -84,7 +80,7 @@ def explain(
     _check(method, options, site, baseline)
     known = _model(model, trust_remote_code)
     image, words, second = _sources(known, inputs, text)
-    given = _placed(known, known.prepare(image, words))
+    given = placed(known.model, known.prepare(image, words))
     asked = _target(known, target, words, second)
     found: Attribution | Relevance
     if method in ROUTES:
@@ -152,12 +148,7 @@ def _target(known: Sourced, target: TargetLike, words: Any, second: str | None) 
         if second is not None:
             raise UsageError("a second text and a target were given; zl.similarity(against=...) says both")
         return target
-    if not known.is_dual_encoder:
-        return target_for(target, known)
-    scale = scale_of(target)
-    if second is None:
-        return similarity(scale=scale, names=repr(words))
-    return similarity(against=_placed(known, known.prepare(None, second)), scale=scale, names=(repr(words), repr(second)))
+    return target_of(known, target, words, second)
 
 
 def _baseline(known: Sourced, baseline: BaselineLike | str | None, words: Any, site: SiteLike) -> BaselineLike:
@@ -171,17 +162,5 @@ def _baseline(known: Sourced, baseline: BaselineLike | str | None, words: Any, s
             raise BaselineError(f"baseline {baseline!r} replaces words, and the features here are an image's; e.g. black, blur(8), zeros")
         return _WORDS[baseline](known.tokenizer)
     loaded = image_only(known, words)
-    placed = replace(loaded, preprocess=lambda image: _placed(known, loaded.preprocess(image)))
-    return read_baseline(baseline, placed, at_input=is_input(str(as_site(site))))
-
-
-def _placed(known: Sourced, inputs: Any) -> Any:
-    """The inputs on the model's device, real numbers in its dtype."""
-    like = next(known.model.parameters(), torch.zeros(()))
-
-    def place(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device)
-
-    return {name: place(value) for name, value in inputs.items()} if isinstance(inputs, Mapping) else place(inputs)
+    there = replace(loaded, preprocess=lambda image: placed(known.model, loaded.preprocess(image)))
+    return read_baseline(baseline, there, at_input=is_input(str(as_site(site))))

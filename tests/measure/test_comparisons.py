@@ -75,6 +75,65 @@ def test_blocks_are_found_without_knowing_the_model():
     assert blocks_of(Structured().eval(), {"features": torch.randn(1, 5, 4), "mask": torch.ones(1, 5)}) == ["recurrent[0]", "twice", "head"]
 
 
+class TwoStreams(nn.Module):
+    """A picture and a text that meet at the end; ``ignoring`` the picture leaves every block as it is."""
+
+    def __init__(self, ignoring=False):
+        super().__init__()
+        self.ignoring = ignoring
+        self.picture, self.text = (nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(2)) for _ in range(2))
+
+    def forward(self, pixel_values, words):
+        if self.ignoring:
+            pixel_values = pixel_values * 0
+        for block in self.picture:
+            pixel_values = block(pixel_values)
+        for block in self.text:
+            words = block(words)
+        return pixel_values * words
+
+    main_input_name = "pixel_values"
+
+
+PICTURE, TEXT = (["picture.0", "picture.1"], ["text.0", "text.1"])
+
+
+@pytest.mark.parametrize(
+    ("baseline", "blocks"),
+    [
+        (zl.baseline.zeros(at="input"), PICTURE),
+        (zl.baseline.noise(0), PICTURE),
+        (zl.baseline.zeros(), PICTURE + TEXT),  # zeros at the block itself
+        (zl.baseline.distribution(zl.baseline.noise, draws=2), PICTURE),
+        (zl.baseline.of({"pixel_values": torch.zeros(2, 4), "words": torch.zeros(2, 4)}), PICTURE + TEXT),
+        (zl.baseline.mean_of([{"pixel_values": torch.zeros(2, 4), "words": torch.full((2, 4), 3.0)}], at="site"), PICTURE + TEXT),
+    ],
+)
+def test_the_default_sites_are_those_that_the_baseline_reaches(baseline, blocks):
+    torch.manual_seed(0)
+    model, inputs = TwoStreams().eval(), {"pixel_values": torch.randn(2, 4), "words": torch.randn(2, 4)}
+    found = zl.layers(model, inputs, target=0, baseline=baseline, method="gradient_x_input")
+    assert found.labels == ("input:pixel_values", *blocks)
+
+
+def test_a_block_that_one_sample_of_many_reaches_is_reached():
+    model, x = TwoStreams().eval(), torch.randn(2, 4)
+    x[0] = 0
+    found = zl.layers(model, {"pixel_values": x, "words": torch.randn(2, 4)}, target=0, baseline=zl.baseline.zeros(at="input"))
+    assert found.labels == ("input:pixel_values", *PICTURE)
+
+
+def test_blocks_that_are_asked_for_are_never_left_out_and_a_baseline_that_changes_nothing_leaves_all():
+    inputs = {"pixel_values": torch.zeros(1, 4), "words": torch.randn(1, 4)}
+    ask = dict(target=0, baseline=zl.baseline.zeros(at="input"), method="gradient_x_input")
+    assert zl.layers(TwoStreams().eval(), inputs, sites=["text.0", "picture.0"], **ask).labels == ("text.0", "picture.0")
+    assert zl.layers(TwoStreams().eval(), inputs, **ask).labels == ("input:pixel_values", *PICTURE, *TEXT)
+    moved = {**inputs, "pixel_values": torch.ones(1, 4)}
+    assert zl.layers(TwoStreams(ignoring=True).eval(), moved, **ask).labels == (
+        "input:pixel_values",
+    )  # the model throws it away before its first block
+
+
 FOUND = {
     "ViT": ["vit.layers.0", "vit.layers.1"],
     "Swin": ["swin.encoder.layers.0", "swin.encoder.layers.1"],

@@ -11,7 +11,7 @@ import typer
 
 from zeroline import reporting
 from zeroline.cli import show
-from zeroline.cli.options import BASELINES, AsJson, Grid, ImageFile, ModelName, Prefix, Report, TargetText, TrustRemoteCode
+from zeroline.cli.options import BASELINES, AsJson, Grid, ImageFile, ModelName, Prefix, Report, TargetText, Texts, TrustRemoteCode
 from zeroline.comparison import Comparison
 from zeroline.errors import InputError
 from zeroline.maths.cam import STAGES
@@ -19,11 +19,12 @@ from zeroline.measure import compare as side_by_side
 from zeroline.measure.compare import DEFAULT
 from zeroline.seen import IMAGE, Seen
 from zeroline.spelling.reading import grid_of
-from zeroline.spelling.sources import is_input, load_model, open_image, read_baseline, sourced, split, target_for
+from zeroline.spelling.sources import is_input, open_image, question, read_baseline, split
 
 
 def compare(
     image: ImageFile,
+    text: Texts = None,
     model: ModelName = "zoo:digits-vit",
     target: TargetText = "top",
     methods: Annotated[str, typer.Option(help="Methods, with commas; see `zeroline methods`.")] = ", ".join(DEFAULT),
@@ -40,8 +41,7 @@ def compare(
     """Compare methods on one image and target; Grad-CAM, LayerCAM and ODAM are measured from zero features, as published."""
     shape = grid_of(grid)
     picture = open_image(image)
-    loaded = load_model(model, trust_remote_code=trust_remote_code)
-    inputs, wanted = loaded.preprocess(picture), target_for(target, sourced(loaded))
+    loaded, inputs, wanted = question(model, picture, text, target, trust_remote_code=trust_remote_code)
     chosen = read_baseline(baseline, loaded, at_input=is_input(site))
     with show.results_folder(out):
         chosen = show.settled(loaded, inputs, chosen, site)

@@ -21,9 +21,7 @@ from zeroline.report.drawing import draw, sources
 from zeroline.report.panels import heat_of
 from zeroline.reporting import beside, picture_among
 from zeroline.seen import Seen
-from zeroline.similarity import similarity
-from zeroline.spelling.reading import scale_of
-from zeroline.spelling.sources import image_only, is_input, read_baseline, sources_of, target_for
+from zeroline.spelling.sources import image_only, is_input, read_baseline, sources_of, target_for, target_of
 from zeroline.target import Target
 
 Found = Attribution | Relevance
@@ -84,18 +82,18 @@ def _questions(sourced: Sourced, asked: Question) -> dict[str, tuple[str | None,
         return {asked.target: (None, sourced.prepare(asked.image, None), target_for(asked.target, sourced))}
     if len(set(asked.texts)) < len(asked.texts):
         raise UsageError("the same --text was given twice")
-    scale = scale_of(asked.target)
+    if len(asked.texts) > 1 and not sourced.is_dual_encoder:
+        raise UsageError(f"{len(asked.texts)} texts were given; {sourced.name!r} takes one here")
     pairs = {text: sourced.prepare(asked.image, text) for text in asked.texts}
     found: dict[str, tuple[str | None, Mapping[str, Any], Target]] = {
-        text: (text, pair, similarity(scale=scale, names=repr(text))) for text, pair in pairs.items()
+        text: (text, pair, target_of(sourced, asked.target, text)) for text, pair in pairs.items()
     }
     first = asked.texts[0]
     for other in asked.texts[1:]:
-        against = sourced.prepare(None, other)
         label = f"{first} - {other}"
         while label in found:  # a text that reads like a contrast
             label += " (contrast)"
-        found[label] = (first, pairs[first], similarity(against=against, scale=scale, names=(repr(first), repr(other))))
+        found[label] = (first, pairs[first], target_of(sourced, asked.target, first, other))
     return found
 
 

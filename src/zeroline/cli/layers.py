@@ -23,6 +23,7 @@ from zeroline.cli.options import (
     Prefix,
     Report,
     TargetText,
+    Texts,
     Tolerance,
     TrustRemoteCode,
 )
@@ -34,11 +35,12 @@ from zeroline.report import layers_figure
 from zeroline.report.drawing import LAYERS, MASK
 from zeroline.seen import IMAGE, Seen
 from zeroline.spelling.reading import grid_of
-from zeroline.spelling.sources import load_model, open_image, open_mask, read_baseline, sourced, split, target_for
+from zeroline.spelling.sources import open_image, open_mask, question, read_baseline, split
 
 
 def layers(
     image: ImageFile,
+    text: Texts = None,
     model: ModelName = "zoo:digits-vit",
     target: TargetText = "top",
     baseline: BaselineText = "black",
@@ -57,8 +59,7 @@ def layers(
     """Integrated gradients at every layer: a strip of maps from early to late, each with its difference, error and local error."""
     shape = grid_of(grid)
     picture = open_image(image)
-    loaded = load_model(model, trust_remote_code=trust_remote_code)
-    inputs, wanted = loaded.preprocess(picture), target_for(target, sourced(loaded))
+    loaded, inputs, wanted = question(model, picture, text, target, trust_remote_code=trust_remote_code)
     chosen = read_baseline(baseline, loaded, at_input=False)
     where = open_mask(loaded, mask, box, picture)
     given = {"tolerance": tolerance, "max_evaluations": max_evaluations}

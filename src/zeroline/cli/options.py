@@ -13,6 +13,10 @@ MOST_SEED = 2**63 - 1  # what torch takes
 
 ImageFile = Annotated[Path, typer.Argument(help="The image file.")]
 ModelName = Annotated[str, typer.Option(help="zoo:NAME, hf:ID-OR-FOLDER, timm:NAME, open_clip:NAME/WEIGHTS.")]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option("--text", help="For models that read a text with the image; of dual encoders a second one: why the first rather than the second."),
+]
 TargetText = Annotated[str, typer.Option(help="top, a class number, a label, or a contrast 'A - B'.")]
 Direction = Annotated[
     str, typer.Option("--target", "--direction", help="top, a class number, a label, a contrast 'A - B', or a mix '2 A - B + 0.5 C'.")

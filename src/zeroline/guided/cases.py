@@ -15,6 +15,7 @@ from zeroline.guided.likeness import WINDOW
 from zeroline.maths.budgets import LEVELS, whole_levels
 from zeroline.methods.attention_relevance import attention_relevance
 from zeroline.model.families import patch_size
+from zeroline.model.inputs import placed
 from zeroline.model.pictures import eight_bit
 from zeroline.model.pixel_path import PixelPath, measured
 from zeroline.relevance import Relevance
@@ -149,7 +150,7 @@ def cells_of(model: nn.Module, path: PixelPath) -> tuple[int, int]:
 def relevance_of(said: Classifier, image: Any, target: int) -> Relevance | str:
     """Attention relevance of a picture for a class, or why there is none."""
     try:
-        found: Relevance = attention_relevance(said.model, said.moved(said.preprocess(image)), target=target)
+        found: Relevance = attention_relevance(said.model, placed(said.model, said.preprocess(image)), target=target)
         found.grid()
     except ZerolineError as reason:
         return str(reason)

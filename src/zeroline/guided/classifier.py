@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zeroline.errors import GradientError, NonFiniteError
+from zeroline.model.inputs import placed
 from zeroline.model.pictures import picture
 from zeroline.model.pixel_path import PixelPath
 from zeroline.rewriting import write_png
@@ -73,19 +74,8 @@ class Classifier:
             )
         return _finite(found)
 
-    def moved(self, inputs: Any) -> Any:
-        """Inputs in the model's dtype, on its device."""
-        like = self._like
-
-        def one(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            return value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device)
-
-        return {n: one(v) for n, v in inputs.items()} if isinstance(inputs, Mapping) else one(inputs)
-
     def _call(self, inputs: Any) -> Any:
-        given = self.moved(inputs)
+        given = placed(self.model, inputs)
         return self.model(**given) if isinstance(given, dict) else self.model(given)
 
 

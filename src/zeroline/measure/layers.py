@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from zeroline.attribution import Attribution
-from zeroline.baseline import BaselineLike
+from zeroline.baseline import Baseline, BaselineLike, Distribution
 from zeroline.comparison import Comparison
 from zeroline.errors import InputError, RunError, SiteError, UsageError
 from zeroline.methods import CAMS, METHODS, require_options
@@ -24,11 +25,12 @@ from zeroline.model.blocks import default_sites
 from zeroline.model.inputs import Inputs
 from zeroline.model.places import resolve
 from zeroline.model.positions import positions_of
-from zeroline.model.reference import settle_sites
+from zeroline.model.reference import reference_inputs, settle_sites
 from zeroline.model.shared import sharing
 from zeroline.model.state import untouched
+from zeroline.model.surgery import capture
 from zeroline.relevance import Tokens
-from zeroline.site import Site, SiteLike, as_site
+from zeroline.site import Site, SiteLike, as_site, joint
 from zeroline.target import TargetLike
 
 Progress = Callable[[int, int | None], None]
@@ -52,7 +54,8 @@ def layers(
     Args:
         model, inputs, target, baseline: as in ``zl.gradient_x_input``. A baseline at the input (black, neutral, ...) is one and the same
             at all sites; the recipe of one is followed once.
-        sites: default: the input, then every block of the model.
+        sites: default: the input, then every block of the model that the baseline reaches (where a picture is replaced, a text's blocks stay
+            as they are: nothing to explain there).
         method: a name of ``zl.METHODS``; **options are its own.
         grid, prefix: how tokens lie, where the model does not say: for display, and for methods of the CAM family.
         progress: called with (sites done, in all).
@@ -70,6 +73,9 @@ def layers(
     if not asked:
         raise SiteError("layers was asked of no sites; give names, or leave sites out for the input and every block")
     known, settled = Inputs.of(model, inputs), settle_sites(model, inputs, baseline, asked)
+    if given is None:
+        kept = reached(model, known, asked, settled[0])
+        asked, settled = [asked[number] for number in kept], [settled[number] for number in kept]
     if method in CAMS:
         options = {"grid": grid, "prefix": prefix, **options}
     with untouched(model):
@@ -82,6 +88,20 @@ def layers(
     if grid is not None and all(lie.grid != tuple(grid) for lie in lies.values()):
         raise InputError(f"a grid of {grid[0]} x {grid[1]} with {prefix or 'no'} prefix tokens given fits no site: {', '.join(lies)}")
     return Comparison(members, lies, failures)
+
+
+def reached(model: nn.Module, inputs: Inputs, sites: Sequence[SiteLike], baseline: Baseline | Distribution) -> list[int]:
+    """The numbers of those sites whose features a baseline at the input changes; all, where it changes none of them. Two forward passes."""
+    every = list(range(len(sites)))
+    one = baseline.draws[0] if isinstance(baseline, Distribution) else baseline
+    if one.at != "input" or len(sites) == 1:
+        return every
+    there = joint(*map(as_site, sites))
+    with untouched(model):
+        other = reference_inputs(model, inputs, one, resolve(model, inputs, as_site(sites[0])))
+    features, baselines = (capture(model, given, there).features for given in (inputs, other))
+    changed = [number for number, (z, z0) in enumerate(zip(features.values(), baselines.values())) if not torch.equal(z, z0)]
+    return changed or every
 
 
 def gathered(asks: Mapping[str, Callable[[], Attribution]], progress: Progress | None) -> tuple[dict[str, Attribution], dict[str, str]]:

@@ -113,6 +113,18 @@ class Inputs:
         raise InputError(f"the model has {len(possible)} floating-point inputs; name one ({choices}) or join them with zl.site.joint")
 
 
+def placed(model: nn.Module, inputs: Any) -> Any:
+    """The inputs on the model's device, real numbers in its dtype."""
+    like = next(model.parameters(), torch.zeros(()))
+
+    def place(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device)
+
+    return {name: place(value) for name, value in inputs.items()} if isinstance(inputs, Mapping) else place(inputs)
+
+
 def _parameters(model: nn.Module, count: int) -> list[str]:
     """Names of the first ``count`` positional parameters of ``forward``."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from zeroline import baseline as baselines
 from zeroline.baseline import Baseline, Distribution
 from zeroline.errors import LoadError, NotFoundError, UsageError
+from zeroline.model.inputs import placed
 from zeroline.model.loading import Loaded, Sourced, any_from_hub, from_hub, from_open_clip, from_timm
 from zeroline.model.pictures import eight_bit, place_seen, raw_pixels, upright
 from zeroline.similarity import similarity
@@ -100,6 +101,34 @@ def target_for(text: str, sourced: Sourced) -> Target:
 def image_only(sourced: Sourced, text: str | None) -> Loaded:
     """The model as one of images alone, with a text held: for masks and baselines that are images."""
     return Loaded(sourced.name, sourced.model, lambda image: sourced.prepare(image, text), sourced.labels)
+
+
+def question(
+    model: str, image: Any, texts: Sequence[str] | None, target: str, *, trust_remote_code: bool = False
+) -> tuple[Loaded, Mapping[str, Any] | Tensor, Target]:
+    """A model as one of images alone, its inputs and ``--target``; the first of ``texts`` is what it reads with the image.
+
+    A second text is for dual encoders: the target is then the similarity with the first, minus that with the second.
+    """
+    if not texts:
+        loaded = load_model(model, trust_remote_code=trust_remote_code)
+        return loaded, loaded.preprocess(image), target_for(target, sourced(loaded))
+    known = load_sourced(model, trust_remote_code=trust_remote_code)
+    sources_of(known, image, texts[0])
+    if len(texts) > (2 if known.is_dual_encoder else 1):
+        raise UsageError(f"{len(texts)} texts were given; {known.name!r} takes {'one, or two to contrast' if known.is_dual_encoder else 'one'} here")
+    loaded = image_only(known, texts[0])
+    return loaded, loaded.preprocess(image), target_of(known, target, *texts)
+
+
+def target_of(known: Sourced, target: str, text: Any, against: str | None = None) -> Target:
+    """``--target`` of a model that was given a text: of a dual encoder the similarity with it, minus that with another text."""
+    if not known.is_dual_encoder:
+        return target_for(target, known)
+    scale = scale_of(target)
+    if against is None:
+        return similarity(scale=scale, names=repr(text))
+    return similarity(against=placed(known.model, known.prepare(None, against)), scale=scale, names=(repr(text), repr(against)))
 
 
 def pattern() -> Any:
@@ -280,12 +309,12 @@ def _from_zoo(name: str) -> Loaded:
 
     model = zoo.load(name)
     if "text" in zoo.MODELS[name].reads:
-        raise UsageError(f"zoo model {name!r} reads text and image; use `zeroline explain IMAGE --text` or `zeroline attend IMAGE --text`")
+        raise UsageError(f"zoo model {name!r} reads text and image; give --text")
     return Loaded(name, model, lambda image: zoo.preprocess(name, image), _zoo_labels(model))
 
 
 def _no_classifier(name: str) -> Loaded:
-    raise UsageError(f"open_clip model {name!r} compares an image with a text; use `zeroline explain IMAGE --text` or `zeroline attend IMAGE --text`")
+    raise UsageError(f"open_clip model {name!r} compares an image with a text; give --text")
 
 
 def _examples() -> list[str]:

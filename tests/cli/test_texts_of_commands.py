@@ -1,0 +1,113 @@
+"""``zeroline layers`` and ``zeroline compare`` of an image with a text: the library's own figures, a second text as a contrast, what errors say."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import zeroline as zl
+from cli.test_cli import IMAGE, run
+from zeroline import Comparison, zoo
+
+CLIP = ["--model", "zoo:digits-clip"]
+SEVEN, ONE = "a cyan seven", "a cyan one"
+VISION = [f"vision_model.encoder.layers.{i}" for i in range(4)]
+PAIRS = [("cosine",), ("cosine", ONE), ("logit", ONE)]
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return zoo.load("digits-clip")
+
+
+def similarity(model, scale, *against):
+    """(target, the difference that it has to have from a black picture), from the model's own embeddings."""
+    picture = Image.open(IMAGE).convert("RGB")
+    given = {text: zoo.preprocess("digits-clip", picture, text) for text in (SEVEN, *against)}
+    pixels = given[SEVEN]["pixel_values"]
+    told = []
+    with torch.no_grad():
+        for text in given:
+            words = {name: given[text][name] for name in ("input_ids", "attention_mask")}
+            logits = model(pixel_values=torch.cat([pixels, torch.full_like(pixels, -1)]), **words).logits_per_image[:, 0]
+            told.append(logits if scale == "logit" else logits / model.logit_scale.exp())
+    values = told[0] - told[1] if against else told[0]
+    words = {name: given[ONE][name] for name in ("input_ids", "attention_mask")} if against else None
+    asked = zl.similarity(against=words, scale=scale, names=(repr(SEVEN), repr(ONE))) if against else zl.similarity(scale=scale, names=repr(SEVEN))
+    return given[SEVEN], asked, float(values[0] - values[1])
+
+
+def flags(scale, against):
+    return ["--text", SEVEN, *(word for text in against for word in ("--text", text)), "--target", scale, *CLIP]
+
+
+@pytest.mark.parametrize("asked", PAIRS)
+def test_layers_of_a_pair_are_those_of_the_picture(capsys, tmp_path, clip, asked):
+    scale, *against = asked
+    status, out, err = run(capsys, "layers", IMAGE, *flags(scale, against), "--out", tmp_path, "--tolerance", "0.05")
+    assert (status, err) == (0, "")
+    found = Comparison.load(tmp_path / "layers.safetensors")
+    assert found.labels == ("input:pixel_values", *VISION)
+    inputs, target, difference = similarity(clip, scale, *against)
+    expected = zl.layers(clip, inputs, target=target, baseline=zl.baseline.black(), tolerance=0.05)
+    assert found.target == expected.target
+    assert out.startswith(f"target  {found.target[0]}\n")
+    for site, one in found.members.items():
+        assert torch.equal(one.values, expected[site].values)
+        assert float(one.difference) == pytest.approx(difference, rel=1e-3)
+
+
+@pytest.mark.parametrize("asked", PAIRS)
+def test_methods_of_a_pair_are_compared(capsys, tmp_path, clip, asked):
+    scale, *against = asked
+    methods = "gradient_x_input, integrated_gradients, grad_cam"
+    status, out, err = run(capsys, "compare", IMAGE, *flags(scale, against), "--methods", methods, "--out", tmp_path, "--json")
+    assert (status, err) == (0, "")
+    told = json.loads(out)
+    found = Comparison.load(tmp_path / "comparison.safetensors")
+    inputs, target, difference = similarity(clip, scale, *against)
+    expected = zl.compare(clip, inputs, target=target, baseline=zl.baseline.black(), methods=methods.split(", "))
+    assert found.labels == tuple(methods.split(", "))
+    for label, one in found.members.items():
+        assert torch.equal(one.values, expected[label].values)
+        if one.baseline == "black":
+            assert float(one.difference) == pytest.approx(difference, rel=1e-3)
+    assert {name.rpartition("/")[2] for name in told["files"]} == {"comparison.safetensors", "figure.png", "record.json"}
+
+
+@pytest.mark.parametrize("command", ["layers", "compare"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (CLIP, "reads text and image; give --text"),
+        (["--text", SEVEN], "'digits-vit' reads no text, only image"),
+        ([*CLIP, "--text", SEVEN, "--text", ONE, "--text", "a"], "3 texts were given; 'digits-clip' takes one, or two to contrast here"),
+        (["--model", "zoo:digits-vqa", "--text", "what ?", "--text", "who ?"], "2 texts were given; 'digits-vqa' takes one here"),
+        ([*CLIP, "--text", ""], "the text is ''; give words"),
+        ([*CLIP, "--text", SEVEN, "--text", " "], "the text is ' '; give words"),
+        ([*CLIP, "--text", "a " * 15], "has 17 tokens, begin and end included; the model reads 16"),
+        ([*CLIP, "--text", SEVEN, "--target", "seven"], "--target 'seven' was given; where an image is compared with a text"),
+        (["--model", "zoo:digits-vqa", "--text", "what color is the seven ?"], "the model has 2 floating-point inputs; name one"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_clear_line(capsys, tmp_path, command, arguments, message):
+    status, out, err = run(capsys, command, IMAGE, *arguments, "--out", tmp_path / "out")
+    assert (status, out) in ((1, ""), (2, ""))
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_text_and_a_class_are_asked_of_a_model_that_answers_questions(capsys, tmp_path):
+    """``explain`` takes them too: several texts are for dual encoders."""
+    vqa = ["--model", "zoo:digits-vqa", "--text", "what color is the seven ?", "--site", "input:visual_feats", "--baseline", "zeros"]
+    status, out, err = run(capsys, "explain", IMAGE, *vqa, "--target", "red", "--method", "gradient_x_input", "--out", tmp_path, "--json")
+    assert status == 0, err
+    sample = zoo.preprocess("digits-vqa", Image.open(IMAGE).convert("RGB"), "what color is the seven ?")
+    alone = zl.gradient_x_input(zoo.load("digits-vqa"), sample, target="red", site="input:visual_feats", baseline=zl.baseline.zeros())
+    assert json.loads(out)["target"] == ["logit of red"]
+    assert json.loads(out)["total"] == pytest.approx(alone.total.tolist())
+    status, _, err = run(capsys, "explain", IMAGE, *vqa, "--text", "who ?", "--out", tmp_path)
+    assert (status, err) == (2, "error: 2 texts were given; 'digits-vqa' takes one here\n")
