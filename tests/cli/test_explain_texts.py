@@ -280,7 +280,7 @@ TEXT = ["--text", SEVEN]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (CLIP, "reads text and image; give --text"),
+        (CLIP, "reads text and image; `zeroline explain`, `layers`, `compare` and `attend` take an image with --text"),
         ([*CLIP, "--method", "grad_eclip"], "reads text and image; give --text"),
         (TEXT, "'digits-vit' reads no text, only image"),
         ([*TEXT, "--method", "grad_eclip"], "'digits-vit' reads no text, only image"),

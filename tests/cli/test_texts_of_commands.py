@@ -80,7 +80,7 @@ def test_methods_of_a_pair_are_compared(capsys, tmp_path, clip, asked):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (CLIP, "reads text and image; give --text"),
+        (CLIP, "reads text and image; `zeroline explain`, `layers`, `compare` and `attend` take an image with --text"),
         (["--text", SEVEN], "'digits-vit' reads no text, only image"),
         ([*CLIP, "--text", SEVEN, "--text", ONE, "--text", "a"], "3 texts were given; 'digits-clip' takes one, or two to contrast here"),
         (["--model", "zoo:digits-vqa", "--text", "what ?", "--text", "who ?"], "2 texts were given; 'digits-vqa' takes one here"),

@@ -20,6 +20,7 @@ from zeroline.similarity import similarity
 from zeroline.spelling.reading import read_target, scale_of
 from zeroline.target import Target, detection, top_token, whole_number
 
+_PAIRS = "`zeroline explain`, `layers`, `compare` and `attend` take an image with --text"
 _WHOLE = ("1", "L", "P")  # modes that are wholly kept in RGB
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SCHEMES = {
@@ -309,12 +310,12 @@ def _from_zoo(name: str) -> Loaded:
 
     model = zoo.load(name)
     if "text" in zoo.MODELS[name].reads:
-        raise UsageError(f"zoo model {name!r} reads text and image; give --text")
+        raise UsageError(f"zoo model {name!r} reads text and image; {_PAIRS}")
     return Loaded(name, model, lambda image: zoo.preprocess(name, image), _zoo_labels(model))
 
 
 def _no_classifier(name: str) -> Loaded:
-    raise UsageError(f"open_clip model {name!r} compares an image with a text; give --text")
+    raise UsageError(f"open_clip model {name!r} compares an image with a text; {_PAIRS}")
 
 
 def _examples() -> list[str]:
