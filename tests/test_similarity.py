@@ -422,7 +422,7 @@ def test_images_and_texts_of_unequal_number_are_no_pairs():
     case = paper.open_clip()
     with pytest.raises(TargetError, match="3 image and 2 other embeddings; a sample is a pair"):
         value(case.model, {"image": case.inputs["image"], "text": case.inputs["text"][:2]})
-    with pytest.raises(TargetError, match="2 image embeddings for 3 rows"):
+    with pytest.raises(TargetError, match="2 image and 3 other embeddings; a sample is a pair"):
         value(case.model, {"text": case.inputs["text"], "image": case.inputs["image"][:2]})
 
 

@@ -131,6 +131,9 @@ def black(mean: Sequence[float] | None = None, std: Sequence[float] | None = Non
     """
     if (mean is None) != (std is None):
         raise BaselineError("black() takes mean and std together, or neither")
+    for value in (mean, std):
+        if value is not None and not isinstance(value, Sequence):
+            raise BaselineError(f"black() was given {value!r}; mean and std are one number per channel, e.g. (0.5, 0.5, 0.5)")
     given = None if mean is None or std is None else Normalisation(tuple(mean), tuple(std))
 
     def fill(pixels: Tensor, normalisation: Normalisation | None) -> Tensor:

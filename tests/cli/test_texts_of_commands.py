@@ -1,4 +1,4 @@
-"""``zeroline layers`` and ``zeroline compare`` of an image with a text: the library's own figures, a second text as a contrast, what errors say."""
+"""``zeroline layers`` and ``compare`` of an image with a text, a second one as a contrast, and ``baselines`` of an image with texts as its classes."""
 
 import json
 
@@ -111,3 +111,49 @@ def test_one_text_and_a_class_are_asked_of_a_model_that_answers_questions(capsys
     assert json.loads(out)["total"] == pytest.approx(alone.total.tolist())
     status, _, err = run(capsys, "explain", IMAGE, *vqa, "--text", "who ?", "--out", tmp_path)
     assert (status, err) == (2, "error: 2 texts were given; 'digits-vqa' takes one here\n")
+
+
+CLASSES = (SEVEN, "a one", "a photo of a red six")  # texts of several lengths
+
+
+def test_baselines_are_audited_with_texts_as_classes(capsys, tmp_path, clip):
+    flags = [word for text in CLASSES for word in ("--text", text)]
+    status, out, err = run(
+        capsys, "baselines", IMAGE, *CLIP, *flags, "--baselines", "black, blur(8)", "--target", f"{SEVEN} - a one", "--out", tmp_path
+    )
+    assert (status, err) == (0, "")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines[:4] == [*(f"class {number} {text}" for number, text in enumerate(CLASSES)), "target logit of 0 - 1"]
+    told = json.loads((tmp_path / "record.json").read_text())
+    picture = Image.open(IMAGE).convert("RGB")
+    pairs = [zoo.preprocess("digits-clip", picture, text) for text in CLASSES]
+    images = torch.cat([pairs[0]["pixel_values"], torch.full_like(pairs[0]["pixel_values"], -1)])
+    with torch.no_grad():  # each text alone, without padding
+        scores = torch.cat([clip(**{**pair, "pixel_values": images}).logits_per_image for pair in pairs], 1)
+    assert told["output"] == pytest.approx([float(scores[0, 0] - scores[0, 1])], rel=1e-5)
+    shares = scores[1].double().softmax(-1)
+    black = next(line.split() for line in lines if line.startswith("black "))
+    assert float(black[1]) == pytest.approx(float(scores[1, 0] - scores[1, 1]), rel=1e-3)
+    assert float(black[3]) == pytest.approx(float((shares * (shares * 3).log()).sum()), abs=1e-3)
+    assert black[6:8] == [str(int(shares.argmax())), f"{float(shares.max()):.2f}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*CLIP, "--text", SEVEN], "one text was given; texts are the classes here: two or more of them"),
+        ([*CLIP, "--text", SEVEN, "--text", SEVEN], "the same --text was given twice"),
+        ([*CLIP, "--text", SEVEN, "--text", ""], "the text is ''; give words"),
+        ([*CLIP, "--text", SEVEN, "--text", ONE, "--target", "two"], "no class 'two'"),
+        ([*CLIP, "--text", SEVEN, "--text", ONE, "--target", "2"], "class 2 asked; the model has 2"),
+        (["--text", SEVEN, "--text", ONE], "'digits-vit' compares no pictures with texts; --text means nothing here"),
+        (CLIP, "`zeroline baselines` with several"),
+    ],
+)
+def test_texts_that_are_no_classes_are_one_clear_line(capsys, tmp_path, arguments, message):
+    status, out, err = run(capsys, "baselines", IMAGE, *arguments, "--baselines", "black", "--out", tmp_path / "out")
+    assert (status, out) in ((1, ""), (2, ""))
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -21,13 +21,15 @@ from zeroline.errors import NotNeutralError, UsageError
 from zeroline.measure import audit_baseline
 from zeroline.model.loading import Loaded
 from zeroline.seen import BASELINE, IMAGE, Seen
-from zeroline.spelling.sources import is_input, load_model, open_image, read_baseline, sourced, split, target_for
+from zeroline.spelling.reading import read_target
+from zeroline.spelling.sources import is_input, load_model, load_sourced, open_image, read_baseline, sourced, split, target_for, texts_as_classes
 
 CANDIDATES = "black, zeros, mean, blur(8), noise(0), neutral(black), neutral(blur(8))"
 
 
 def baselines(
     image: ImageFile,
+    text: Annotated[list[str] | None, typer.Option(help="Of dual encoders: the classes that there are; two or more.")] = None,
     model: ModelName = "zoo:digits-vit",
     target: TargetText = "top",
     baselines: Annotated[str, typer.Option(help="Candidates, with commas; see --baseline of `zeroline explain`.")] = CANDIDATES,
@@ -42,13 +44,18 @@ def baselines(
     if not names:
         raise UsageError(f"--baselines is empty; e.g. --baselines '{CANDIDATES}'")
     picture = open_image(image)
-    loaded = load_model(model, trust_remote_code=trust_remote_code)
+    loaded = (
+        texts_as_classes(load_sourced(model, trust_remote_code=trust_remote_code), text)
+        if text
+        else load_model(model, trust_remote_code=trust_remote_code)
+    )
     asked = [read_baseline(name, loaded, at_input=is_input(site)) for name in names]
     inputs = loaded.preprocess(picture)
+    wanted = read_target(target, loaded.labels) if text else target_for(target, sourced(loaded))
     with show.results_folder(out):
         known, failures = _settled(loaded, inputs, asked, site)
         with show.progress("baselines") as told:
-            audit = audit_baseline(loaded.model, inputs, target_for(target, sourced(loaded)), list(known.values()), site=site, progress=told)
+            audit = audit_baseline(loaded.model, inputs, wanted, list(known.values()), site=site, progress=told)
             audit = replace(audit, failures={**audit.failures, **failures})
         pictures = {f"{BASELINE}/{name}": reporting.baseline_picture(loaded.model, inputs, known[name], audit.site) for name in audit.baselines}
         seen = Seen(reporting.levels({IMAGE: reporting.picture_among(loaded.model, inputs), **pictures}))
@@ -56,6 +63,7 @@ def baselines(
     if json_:
         print(json.dumps({**audit.to_dict(), "files": [str(p) for p in written]}, indent=2))
     else:
+        show.table([(f"class {number}", label) for label, number in loaded.labels.items()] if text else [])
         _print(audit)
         show.output.print(f"wrote {', '.join(str(p) for p in written)}", markup=False)
     if audit.failures:

@@ -18,7 +18,7 @@ from zeroline.baseline import Baseline, BaselineLike, as_baseline
 from zeroline.errors import ModelStateError, SiteError, ZerolineError
 from zeroline.model import cut
 from zeroline.model.identity import Memory
-from zeroline.model.inputs import Inputs
+from zeroline.model.inputs import Inputs, is_dual_encoder
 from zeroline.model.places import Place, resolve, run
 from zeroline.model.question import Features, Question, check_gradients, checked, differentiate, double, fit
 from zeroline.model.reference import like_those_of_x, reference_inputs, settled
@@ -70,7 +70,9 @@ def ask(
 
 
 def labels_of(model: nn.Module) -> Mapping[str, int]:
-    """Class names of the model, where its configuration has them."""
+    """Class names of the model, where its configuration has them; the classes of a dual encoder are the texts that it is given."""
+    if is_dual_encoder(model):
+        return {}
     by_index = getattr(getattr(model, "config", None), "id2label", None) or {}
     return {str(name): int(index) for index, name in by_index.items()}
 

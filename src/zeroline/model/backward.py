@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from zeroline.errors import NonFiniteError, TargetError
+from zeroline.errors import InputError, NonFiniteError, TargetError
 from zeroline.model.ask import labels_of
+from zeroline.model.inputs import is_dual_encoder
 from zeroline.model.maps import name_of
 from zeroline.model.question import checked
 from zeroline.model.trace import Followed
@@ -16,13 +17,26 @@ from zeroline.target import Target
 
 
 def value_of(pass_: Followed, target: Target) -> tuple[Tensor, Target]:
-    """f(x) [batch] with its graph, and the target resolved. Raises TargetError where no gradient leads back from it."""
+    """f(x) [batch] with its graph, and the target resolved.
+
+    Raises TargetError where no gradient leads back from it, InputError where a dual encoder was given other than pairs.
+    """
     everyone = torch.arange(pass_.inputs.batch)
     resolved = target.resolve(pass_.recording.output, labels_of(pass_.model))
     value = checked(resolved.read(pass_.recording.output, everyone), everyone, None)
+    _check_pairs(pass_)
     if not value.requires_grad:
         raise TargetError("the target needs no gradient: it is detached, or read from integers; give one that the model computes")
     return value, resolved
+
+
+def _check_pairs(pass_: Followed) -> None:
+    """Relevance is of samples, and of a dual encoder a sample is a picture with a text: several texts for each would have no sample."""
+    batch = pass_.inputs.batch
+    odd = {name: len(tensor) for name, tensor in pass_.inputs.tensors.items() if tensor.ndim and len(tensor) not in (1, batch)}
+    if odd and is_dual_encoder(pass_.model):
+        name, rows = next(iter(odd.items()))
+        raise InputError(f"input {name!r} has {rows} rows for {batch} of the picture; through attentions each picture is asked about one text")
 
 
 def output_gradients(pass_: Followed, value: Tensor, calls: Iterable[int], *, keep: bool = False) -> dict[int, Tensor]:

@@ -45,10 +45,13 @@ class Inputs:
         if any(t.ndim == 0 for t in tensors[:1]):
             raise InputError("the first input has no batch dimension; give [batch, ...]")
         _check_devices(model, named)
+        lead = tensors[0]
+        if is_dual_encoder(model):  # a sample is a picture; texts of another number are what every picture is compared with
+            lead = next((tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim), lead)
         named = {name: _ordinary(value) for name, value in named.items()}
         if "use_cache" not in named and "use_cache" in inspect.signature(model.forward).parameters:
             named["use_cache"] = False  # a cache that grows from pass to pass would change the model's answer
-        return cls(named, positional, tensors[0].shape[0])
+        return cls(named, positional, lead.shape[0])
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -111,6 +114,11 @@ class Inputs:
             raise InputError(f"the model has no floating-point input to attribute to (integer inputs: {ids}); use zl.site.embedding(name)")
         choices = ", ".join(f"input:{name}" for name in possible)
         raise InputError(f"the model has {len(possible)} floating-point inputs; name one ({choices}) or join them with zl.site.joint")
+
+
+def is_dual_encoder(model: nn.Module) -> bool:
+    """Does the model compare pictures with texts (CLIP, SigLIP)? Its scores have a row per picture and a column per text."""
+    return isinstance(getattr(model, "logit_scale", None), Tensor)
 
 
 def placed(model: nn.Module, inputs: Any) -> Any:

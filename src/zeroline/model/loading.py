@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from zeroline.errors import LoadError, NotFoundError, UsageError
+from zeroline.model.inputs import is_dual_encoder
 from zeroline.model.words import tokens
 
 # families that are trained on texts brought to full length, by ``config.model_type``
@@ -61,7 +62,7 @@ class Sourced:
     @property
     def is_dual_encoder(self) -> bool:
         """Does the model compare an image with a text (CLIP, SigLIP)?"""
-        return isinstance(getattr(self.model, "logit_scale", None), torch.Tensor)
+        return is_dual_encoder(self.model)
 
     @property
     def predicts_tokens(self) -> bool:

@@ -203,6 +203,9 @@ def embedding_of(model: nn.Module, inputs: Inputs, asked: str | None) -> tuple[s
     """Name and call of the ``nn.Embedding`` that looks up the id input ``asked`` (or any id input, the first that is)."""
     ids = inputs.ids()
     if asked is not None and asked not in ids:
+        rows = len(inputs.tensors[asked]) if asked in inputs.tensors else None
+        if rows not in (None, inputs.batch) and not inputs.tensors[asked].is_floating_point():
+            raise SiteError(f"input {asked!r} has {rows} rows for {inputs.batch} samples; a site has a row per sample")
         raise NotFoundError.among("integer input", asked, ids)
     wanted = [ids[asked]] if asked is not None else list(ids.values())
     found: list[tuple[str, int]] = []

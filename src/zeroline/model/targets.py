@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from zeroline.errors import InputError, TargetError
-from zeroline.model.inputs import Inputs
+from zeroline.model.inputs import Inputs, is_dual_encoder
 from zeroline.model.state import untouched
 from zeroline.similarity import TEXT, Other, SimilarityTarget, embeddings, with_embeddings
-from zeroline.target import Target, TargetLike, as_target
+from zeroline.target import ClassTarget, Target, TargetLike, as_target
 
 
 def target_of(model: nn.Module, inputs: Any, target: TargetLike) -> Target:
@@ -22,11 +22,22 @@ def target_of(model: nn.Module, inputs: Any, target: TargetLike) -> Target:
     A forward pass for each of those that is given as inputs. Raises InputError where they do not fit the model's.
     """
     known = as_target(target)
+    if isinstance(known, ClassTarget) and is_dual_encoder(model):
+        _check_texts(Inputs.of(model, inputs))
     if not isinstance(known, SimilarityTarget):
         return known
     temperature = _temperature(model) if known.scale == "logit" else (1.0, 0.0)
     other, against = (None if given is None else embedded(model, inputs, given, _second(known)) for given in known.unknown)
     return with_embeddings(known, other, against, temperature)
+
+
+def _check_texts(inputs: Inputs) -> None:
+    """The classes of a dual encoder are its texts: as many texts as pictures would be pairs, and one of them no class."""
+    if inputs.batch > 1 and inputs.ids():
+        raise TargetError(
+            f"a class was asked of {inputs.batch} pictures with {inputs.batch} texts, which are pairs: zl.similarity() asks each with its own;"
+            " classes are texts of another number, or give one picture at a time"
+        )
 
 
 def embedded(model: nn.Module, inputs: Any, given: Other, side: str) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 from torch import Tensor
 
 from zeroline import baseline as baselines
@@ -20,7 +21,7 @@ from zeroline.similarity import similarity
 from zeroline.spelling.reading import read_target, scale_of
 from zeroline.target import Target, detection, top_token, whole_number
 
-_PAIRS = "`zeroline explain`, `layers`, `compare` and `attend` take an image with --text"
+_PAIRS = "`zeroline explain`, `layers`, `compare` and `attend` take an image with --text, `zeroline baselines` with several"
 _WHOLE = ("1", "L", "P")  # modes that are wholly kept in RGB
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SCHEMES = {
@@ -120,6 +121,31 @@ def question(
         raise UsageError(f"{len(texts)} texts were given; {known.name!r} takes {'one, or two to contrast' if known.is_dual_encoder else 'one'} here")
     loaded = image_only(known, texts[0])
     return loaded, loaded.preprocess(image), target_of(known, target, *texts)
+
+
+def texts_as_classes(known: Sourced, texts: Sequence[str]) -> Loaded:
+    """A dual encoder as a classifier of pictures over some texts, each the name of its class."""
+    if not known.is_dual_encoder:
+        raise UsageError(f"{known.name!r} compares no pictures with texts; --text means nothing here")
+    if len(set(texts)) < len(texts):
+        raise UsageError("the same --text was given twice")
+    if len(texts) < 2:
+        raise UsageError("one text was given; texts are the classes here: two or more of them")
+
+    def preprocess(image: Any) -> Mapping[str, Any]:
+        given = [known.prepare(image, text) for text in texts]
+        return {name: _stacked(name, [one[name] for one in given], known.tokenizer) for name in given[0]}
+
+    return Loaded(known.name, known.model, preprocess, {text: number for number, text in enumerate(texts)})
+
+
+def _stacked(name: str, rows: Sequence[Tensor], tokenizer: Any) -> Tensor:
+    """One row per text, padded at the end to the longest; what is floating point is the picture, and the same for all."""
+    if rows[0].is_floating_point():
+        return rows[0]
+    longest = max(row.shape[-1] for row in rows)
+    padding = 0 if name.endswith("mask") or tokenizer is None else int(tokenizer.pad_token_id)
+    return torch.cat([torch.nn.functional.pad(row, (0, longest - row.shape[-1]), value=padding) for row in rows])
 
 
 def target_of(known: Sourced, target: str, text: Any, against: str | None = None) -> Target:
