@@ -135,7 +135,8 @@ def test_baselines_are_audited_with_texts_as_classes(capsys, tmp_path, clip):
     black = next(line.split() for line in lines if line.startswith("black "))
     assert float(black[1]) == pytest.approx(float(scores[1, 0] - scores[1, 1]), rel=1e-3)
     assert float(black[3]) == pytest.approx(float((shares * (shares * 3).log()).sum()), abs=1e-3)
-    assert black[6:8] == [str(int(shares.argmax())), f"{float(shares.max()):.2f}"]
+    assert " ".join(black[6:-1]).startswith(f"{CLASSES[int(shares.argmax())]} {float(shares.max()):.2f} ")
+    assert told["classes"] == list(CLASSES)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def baselines(
         known, failures = _settled(loaded, inputs, asked, site)
         with show.progress("baselines") as told:
             audit = audit_baseline(loaded.model, inputs, wanted, list(known.values()), site=site, progress=told)
-            audit = replace(audit, failures={**audit.failures, **failures})
+            audit = replace(audit, failures={**audit.failures, **failures}, classes=tuple(text) if text else audit.classes)
         pictures = {f"{BASELINE}/{name}": reporting.baseline_picture(loaded.model, inputs, known[name], audit.site) for name in audit.baselines}
         seen = Seen(reporting.levels({IMAGE: reporting.picture_among(loaded.model, inputs), **pictures}))
         written = show.write(audit, "audit", out, seen, report=report)
