@@ -81,3 +81,8 @@ def test_baselines_that_do_not_fit_are_one_clear_error(asked, message):
 def test_unknown_names_get_the_nearest():
     with pytest.raises(NotFoundError, match="nearest: black"):
         baseline.by_name("blak")
+
+
+def test_neutral_without_a_start_begins_at_black():
+    assert baseline.by_name("neutral").name == baseline.by_name("neutral()").name == "neutral from black"
+    assert baseline.by_name("neutral(blur(4))").name == "neutral from blur(4)"

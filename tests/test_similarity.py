@@ -466,3 +466,16 @@ def test_captions_of_the_zoo_are_told_apart():
     sample = next(s for s in zoo.samples("digits-clip") if s.caption == "a cyan seven")
     other = zoo.preprocess("digits-clip", text="a cyan two", pad=True)
     assert float(value(model, sample.inputs, zl.similarity(against=other))) > 0.1
+
+
+def test_two_texts_that_read_alike_are_no_accusation():
+    """A contrast near zero is rounded by units of the similarities, not of itself."""
+    from zeroline import zoo
+
+    model, picture = zoo.load("digits-clip"), zoo.samples("digits-clip")[12].image
+    pair, again = (zoo.preprocess("digits-clip", picture, text) for text in ("a green one", "A green one"))
+    words = {name: again[name] for name in ("input_ids", "attention_mask")}
+    for scale in ("cosine", "logit"):
+        asked = zl.similarity(against=words, scale=scale)
+        found = zl.integrated_gradients(model, pair, target=asked, baseline=zl.baseline.black(), path="midpoint", n_steps=3)
+        assert abs(float(found.difference)) < 1e-5

@@ -137,3 +137,13 @@ def test_the_web_page_reads_an_upload_upright_and_says_so(seven):
     large, note = Limits().picture(sideways(photo(1200, 2000)))
     assert large.width > large.height
     assert note == f"{NOTE}; brought down from 2,000 x 1,200 to {large.width} x {large.height}"
+
+
+def test_a_folder_is_read_with_every_kind_of_picture_that_one_file_may_be(tmp_path, seven):
+    from zeroline.spelling.sources import SUFFIXES, image_files
+
+    for suffix in SUFFIXES:
+        seven.save(tmp_path / f"a{suffix}")
+    assert {path.suffix for path in image_files(tmp_path)} == set(SUFFIXES) >= {".png", ".jpg", ".gif", ".tif", ".tiff"}
+    run_of_all = zl.run(tmp_path, model="zoo:digits-vit", out=tmp_path / "out", method="gradient_x_input")
+    assert run_of_all.manifest.sessions[-1]["done"] == len(SUFFIXES)

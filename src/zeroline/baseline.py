@@ -321,7 +321,7 @@ def by_name(text: str) -> Baseline:
     head, _, rest = text.strip().partition("(")
     rest = rest.strip().removesuffix(")")
     if head == "neutral":
-        return neutral(by_name(rest))
+        return neutral(by_name(rest or "black"))
     if head not in makers:
         raise NotFoundError.among("baseline", head, [*makers, "neutral", "mean_of", "distribution"], _EXAMPLES)
     try:

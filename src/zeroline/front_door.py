@@ -18,6 +18,7 @@ from zeroline.errors import BaselineError, InputError, NotFoundError, UsageError
 from zeroline.methods import METHODS, NO_MAP, ROUTES, check_options
 from zeroline.model.inputs import placed
 from zeroline.model.loading import Loaded, Sourced, from_pipeline
+from zeroline.model.normalisation import told
 from zeroline.model.pictures import eight_bit, upright
 from zeroline.paradigm.players import missing_word
 from zeroline.relevance import Relevance
@@ -88,7 +89,8 @@ def explain(
     else:
         where = "embedding" if site is None and "image" not in known.reads else site
         start = _baseline(known, baseline, words, where)
-        found = METHODS[method](known.model, given, target=asked, site=where, baseline=start, **options)
+        with told(known.model, known.normalisation):
+            found = METHODS[method](known.model, given, target=asked, site=where, baseline=start, **options)
     # a model that was loaded for this question is gone after it, and its hash with it
     return replace(found, weights=found.model_id.rpartition("@")[2]) if isinstance(model, str) else found
 
@@ -152,7 +154,7 @@ def _target(known: Sourced, target: TargetLike, words: Any, second: str | None) 
 
 
 def _baseline(known: Sourced, baseline: BaselineLike | str | None, words: Any, site: SiteLike) -> BaselineLike:
-    reads_images = "image" in known.reads
+    reads_images = "image" in known.reads and as_site(site).kind != "embedding"
     if baseline is None:
         return baselines.black() if reads_images else missing_word(known.tokenizer)
     if not isinstance(baseline, str):

@@ -74,6 +74,13 @@ class SimilarityTarget:
             return factor * (value - _cosine(own, _rows(self.against, samples, own), samples))
         return factor * value + bias
 
+    def size(self, output: Any) -> Tensor:
+        """How large what f is made of can be [rows]: cosines of 1. f is rounded by units of it."""
+        own = embeddings(output)[_index(self.side)]
+        assert own is not None  # read() comes first
+        factor, bias = self.temperature
+        return torch.full_like(own[:, 0], factor * (1.0 if self.against is None else 2.0) + abs(bias))
+
     def describe(self, samples: int) -> tuple[str, ...]:
         what = "cosine" if self.scale == "cosine" else "similarity logit"
         second = TEXT if self.side == IMAGE else IMAGE

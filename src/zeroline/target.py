@@ -71,7 +71,7 @@ class ClassTarget:
     """``sum_i weights[i] * scale(logits)[class i]``, the classes chosen per sample.
 
     ``scale`` is ``"logit"`` (as the model gives it), ``"probability"`` (softmax) or ``"log-probability"``.
-    ``indices`` is [terms, samples] once resolved.
+    ``indices`` is [terms, samples] once resolved. ``labels`` name the classes where the model does not (the texts of a dual encoder).
     """
 
     classes: tuple[Classes, ...]
@@ -79,8 +79,11 @@ class ClassTarget:
     scale: str = "logit"
     indices: Tensor | None = None
     names: tuple[tuple[str, ...], ...] = ()
+    labels: tuple[str, ...] = ()
 
     def resolve(self, output: Any, labels: Labels) -> ClassTarget:
+        if self.labels:
+            labels = {name: index for index, name in enumerate(self.labels)}
         scores = class_scores(output)
         rows = [_indices(chosen, scores, labels) for chosen in self.classes]
         by_index = {index: name for name, index in reversed(list(labels.items()))}
@@ -99,6 +102,12 @@ class ClassTarget:
         chosen = self.indices.to(scores.device)[:, samples]
         terms = [w * scores.gather(1, row[:, None])[:, 0] for w, row in zip(self.weights, chosen)]
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+
+    def size(self, output: Any) -> Tensor:
+        """How large what f is made of is [rows]: the largest score (1 for probabilities) by the weights. f is rounded by units of it."""
+        scores = class_scores(output)
+        largest = torch.ones_like(scores[:, 0]) if self.scale == "probability" else scores.abs().amax(1)
+        return largest * sum(map(abs, self.weights))
 
     def describe(self, samples: int) -> tuple[str, ...]:
         def term(weight: float, name: str, first: bool) -> str:

@@ -123,7 +123,7 @@ def test_baselines_are_audited_with_texts_as_classes(capsys, tmp_path, clip):
     )
     assert (status, err) == (0, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert lines[:4] == [*(f"class {number} {text}" for number, text in enumerate(CLASSES)), "target logit of 0 - 1"]
+    assert lines[:4] == [*(f"class {number} {text}" for number, text in enumerate(CLASSES)), f"target logit of {SEVEN} - a one"]
     told = json.loads((tmp_path / "record.json").read_text())
     picture = Image.open(IMAGE).convert("RGB")
     pairs = [zoo.preprocess("digits-clip", picture, text) for text in CLASSES]
@@ -145,7 +145,7 @@ def test_baselines_are_audited_with_texts_as_classes(capsys, tmp_path, clip):
         ([*CLIP, "--text", SEVEN], "one text was given; texts are the classes here: two or more of them"),
         ([*CLIP, "--text", SEVEN, "--text", SEVEN], "the same --text was given twice"),
         ([*CLIP, "--text", SEVEN, "--text", ""], "the text is ''; give words"),
-        ([*CLIP, "--text", SEVEN, "--text", ONE, "--target", "two"], "no class 'two'"),
+        ([*CLIP, "--text", SEVEN, "--text", ONE, "--target", "two"], "no class 'two'; possible: a cyan seven, a cyan one"),
         ([*CLIP, "--text", SEVEN, "--text", ONE, "--target", "2"], "class 2 asked; the model has 2"),
         (["--text", SEVEN, "--text", ONE], "'digits-vit' compares no pictures with texts; --text means nothing here"),
         (CLIP, "`zeroline baselines` with several"),
@@ -157,4 +157,27 @@ def test_texts_that_are_no_classes_are_one_clear_line(capsys, tmp_path, argument
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["layers", "compare"])
+def test_a_model_that_reads_no_pixels_is_asked_without_a_figure(capsys, tmp_path, command):
+    """digits-vqa reads regions as features."""
+    asked = ["--model", "zoo:digits-vqa", "--text", "what color is the seven ?", "--target", "red", "--baseline", "zeros"]
+    where = ["--sites", "input:visual_feats"] if command == "layers" else ["--site", "input:visual_feats", "--methods", "integrated_gradients"]
+    status, out, err = run(capsys, command, IMAGE, *asked, *where, "--out", tmp_path, "--report")
+    assert (status, err) == (0, "no figure: the model's inputs hold no image\n")
+    assert out.startswith("target  logit of red\n")
+    kind = "layers" if command == "layers" else "comparison"
+    assert {path.name for path in tmp_path.iterdir()} == {f"{kind}.safetensors", "record.json", "report.html"}
+    sample = zoo.preprocess("digits-vqa", Image.open(IMAGE).convert("RGB"), "what color is the seven ?")
+    expected = zl.integrated_gradients(zoo.load("digits-vqa"), sample, target="red", site="input:visual_feats", baseline=zl.baseline.zeros())
+    (found,) = Comparison.load(tmp_path / f"{kind}.safetensors").members.values()
+    assert torch.equal(found.values, expected.values)
+
+
+def test_a_detector_has_no_belief_to_audit(capsys, tmp_path):
+    status, out, err = run(capsys, "baselines", IMAGE, "--model", "zoo:digits-detr", "--out", tmp_path / "out")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: 'digits-detr' is a detector: it has a class per query")
     assert not (tmp_path / "out").exists()

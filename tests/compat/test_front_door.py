@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import zeroline as zl
@@ -272,3 +273,86 @@ ERRORS = {
 def test_what_is_not_possible_is_said_in_one_error(call, error, says, classifier, clip, reader, picture):
     with pytest.raises(error, match=says):
         call({"classifier": classifier, "clip": clip, "reader": reader, "picture": picture})
+
+
+# --- whose black ------------------------------------------------------------------------------------------------------------------
+
+
+def processors():
+    """Other ways to prepare a picture than the one beside the model's weights (0.5 and 0.5)."""
+    from transformers import ViTImageProcessorPil
+
+    given = {
+        "raw": {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]},
+        "not normalised": {"do_normalize": False},
+        "ImageNet": {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+        "not rescaled": {"do_rescale": False},
+        "one number": {"image_mean": 0.5, "image_std": 0.25},
+        "its own": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    }
+    return {name: ViTImageProcessorPil(size={"height": 64, "width": 64}, **how) for name, how in given.items()}
+
+
+@pytest.mark.parametrize("name", processors())
+def test_black_is_what_the_pipelines_own_processor_makes_of_a_black_picture(picture, name):
+    from transformers import pipeline
+
+    prepare, model = processors()[name], zoo.load("digits-vit")
+    found = zl.explain(pipeline("image-classification", model=model, image_processor=prepare), picture, target="nine", **ONCE)
+    with torch.no_grad():
+        x, black = (model(prepare(image, return_tensors="pt")["pixel_values"]).logits[0, 9] for image in (picture, Image.new("RGB", picture.size)))
+    assert found.baseline == "black"
+    assert float(found.output) == pytest.approx(float(x), abs=1e-5)
+    assert float(found.baseline_output) == pytest.approx(float(black), abs=1e-5)
+    alone = zl.gradient_x_input(model, zoo.preprocess("digits-vit", picture), target="nine", baseline=zl.baseline.black())
+    with torch.no_grad():  # what the pipeline said is forgotten
+        own = model(torch.full((1, 3, 64, 64), -1.0)).logits[0, 9]
+    assert float(alone.baseline_output) == pytest.approx(float(own), abs=1e-5)
+
+
+def test_what_is_told_of_one_model_is_not_told_of_another_and_is_forgotten_on_errors():
+    from zeroline.baseline import Normalisation
+    from zeroline.model import normalisation
+
+    known, other, said = zoo.load("digits-vit"), nn.Linear(1, 1), Normalisation((0.1,), (0.2,))
+    own = normalisation.of(known)
+
+    def interrupted():
+        with normalisation.told(known, said):
+            assert normalisation.of(known) is said
+            assert normalisation.of(other) is None
+            with normalisation.told(known, None):
+                assert normalisation.of(known) is said
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert normalisation.of(known) == own
+
+
+def test_a_pipeline_around_a_model_that_lies_nowhere_knows_what_black_and_neutral_are(picture):
+    from transformers import ViTConfig, ViTForImageClassification, pipeline
+
+    torch.manual_seed(0)
+    config = ViTConfig(image_size=64, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, num_labels=5)
+    model = ViTForImageClassification(config).eval()
+    pipe = pipeline("image-classification", model=model, image_processor=processors()["ImageNet"])
+    found = zl.explain(pipe, picture)
+    black = processors()["ImageNet"](Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        assert float(found.baseline_output) == pytest.approx(
+            float(model(black).logits[0].gather(0, model(processors()["ImageNet"](picture, return_tensors="pt")["pixel_values"]).logits[0].argmax())),
+            abs=1e-5,
+        )
+    assert zl.explain(pipe, picture, baseline="neutral(blur(8))", **ONCE).baseline == "neutral from blur(8)"
+    with pytest.raises(zl.errors.BaselineError, match="the model names none"):
+        zl.gradient_x_input(model, black, target=0, baseline=zl.baseline.black())
+
+
+def test_the_words_of_a_pair_are_measured_from_words(clip, picture):
+    found = zl.explain(clip, picture, text="a yellow nine", site="embedding:input_ids", **ONCE)
+    assert found.baseline == "[UNK] for every word"
+    assert abs(float(found.difference)) > 0.01
+    assert zl.explain(clip, picture, text="a yellow nine", site="embedding:input_ids", baseline="pad", **ONCE).baseline == "[PAD] for every word"
+    with pytest.raises(zl.errors.BaselineError, match="replaces words, and the features here are an image's"):
+        zl.explain(clip, picture, text="a yellow nine", baseline="pad")

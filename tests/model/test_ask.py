@@ -424,3 +424,47 @@ def test_the_seed_of_a_drawn_baseline_is_in_the_record():
     model, x = nn.Linear(4, 2), torch.randn(1, 4)
     assert zl.gradient_x_input(model, x, target=0, baseline=zl.baseline.noise(7)).seed == 7
     assert zl.gradient_x_input(model, x, target=0, baseline=zl.baseline.zeros()).seed is None
+
+
+@pytest.mark.parametrize("site", [None, "vit.layers.1"])
+@pytest.mark.parametrize("target", [zl.contrast("nine", "four"), zl.target.mix({9: 3.0, 4: -3.0})], ids=["contrast", "mix"])
+def test_a_contrast_near_zero_is_rounded_by_units_of_its_logits(digits_vit, samples, target, site):
+    """Two classes whose weights are almost one: rows in other company round otherwise, and that is no random number."""
+    model = copy.deepcopy(digits_vit)
+    with torch.no_grad():
+        for part in (model.classifier.weight, model.classifier.bias):
+            part[4] = part[9]
+        model.classifier.weight[4, 0] += 1e-6
+    x = torch.cat([s.inputs["pixel_values"] for s in samples[:6]])
+    with torch.no_grad():
+        together, alone = model(x).logits, torch.cat([model(one[None]).logits for one in x])
+    assert not torch.equal(together[:, 9] - together[:, 4], alone[:, 9] - alone[:, 4])  # here they do
+    found = zl.integrated_gradients(model, x, target=target, site=site, baseline=zl.baseline.black(), path="midpoint", n_steps=3)
+    assert found.output.abs().max() < 1e-4
+    assert found.execution.startswith("full" if site is None else "suffix after")
+
+
+@pytest.mark.parametrize(
+    ("target", "size"),
+    [
+        (0, 7.0),
+        (zl.contrast(0, 1), 14.0),
+        (zl.target.mix({0: 0.5, 1: -2.0}), 17.5),
+        (zl.target.probability(1), 1.0),
+        (zl.target.log_probability(1), 7.0),
+        (lambda scores: scores[:, 1], 2.0),
+    ],
+)
+def test_the_size_of_a_question_is_that_of_its_terms(target, size):
+    scores = torch.tensor([[1.0, -2.0, -7.0]])
+    question = put(nn.Identity(), scores, target=target)
+    assert question.size.tolist() == pytest.approx([size])
+
+
+def test_a_contrast_of_rows_that_mix_is_still_refused():
+    class Mixed(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.sum(1) + x.mean(), x.sum(1)], 1)
+
+    with pytest.raises(zl.errors.ModelStateError, match="mixes the samples"):
+        zl.integrated_gradients(Mixed(), torch.randn(3, 4) + 2, target=zl.contrast(0, 1), baseline=zl.baseline.zeros())

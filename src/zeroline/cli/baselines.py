@@ -23,6 +23,7 @@ from zeroline.model.loading import Loaded
 from zeroline.seen import BASELINE, IMAGE, Seen
 from zeroline.spelling.reading import read_target
 from zeroline.spelling.sources import is_input, load_model, load_sourced, open_image, read_baseline, sourced, split, target_for, texts_as_classes
+from zeroline.target import ClassTarget, Target
 
 CANDIDATES = "black, zeros, mean, blur(8), noise(0), neutral(black), neutral(blur(8))"
 
@@ -51,7 +52,9 @@ def baselines(
     )
     asked = [read_baseline(name, loaded, at_input=is_input(site)) for name in names]
     inputs = loaded.preprocess(picture)
-    wanted = read_target(target, loaded.labels) if text else target_for(target, sourced(loaded))
+    if sourced(loaded).is_detector:
+        raise UsageError(f"{loaded.name!r} is a detector: it has a class per query, and an audit asks what a model believes of the whole picture")
+    wanted = _of_texts(target, text) if text else target_for(target, sourced(loaded))
     with show.results_folder(out):
         known, failures = _settled(loaded, inputs, asked, site)
         with show.progress("baselines") as told:
@@ -90,6 +93,12 @@ def _settled(loaded: Loaded, inputs: Any, asked: Sequence[Baseline | Distributio
     if not known:
         raise NotNeutralError(next(iter(failures.values())))
     return known, failures
+
+
+def _of_texts(target: str, texts: Sequence[str]) -> Target:
+    """``--target`` where the classes are texts, which name them."""
+    found = read_target(target, {text: number for number, text in enumerate(texts)})
+    return replace(found, labels=tuple(texts)) if isinstance(found, ClassTarget) else found
 
 
 def _print(audit: BaselineAudit) -> None:

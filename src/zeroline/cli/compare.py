@@ -13,7 +13,6 @@ from zeroline import reporting
 from zeroline.cli import show
 from zeroline.cli.options import BASELINES, AsJson, Grid, ImageFile, ModelName, Prefix, Report, TargetText, Texts, TrustRemoteCode
 from zeroline.comparison import Comparison
-from zeroline.errors import InputError
 from zeroline.maths.cam import STAGES
 from zeroline.measure import compare as side_by_side
 from zeroline.measure.compare import DEFAULT
@@ -62,8 +61,6 @@ def compare(
         for warning in caught:
             show.notes.print(f"warning: {warning.message}", markup=False)
         seen = reporting.picture_among(loaded.model, inputs)
-        if seen is None:
-            raise InputError("the model's inputs hold no image")
         written = show.write(found, "comparison", out, Seen(reporting.levels({IMAGE: seen})), report=report)
     if json_:
         print(json.dumps({**found.to_dict(), "files": [str(p) for p in written]}, indent=2))

@@ -27,7 +27,6 @@ from zeroline.cli.options import (
     Tolerance,
     TrustRemoteCode,
 )
-from zeroline.errors import InputError
 from zeroline.measure import layers as at_layers
 from zeroline.model.blocks import first_site
 from zeroline.model.places import matching
@@ -73,8 +72,6 @@ def layers(
         for warning in caught:
             show.notes.print(f"warning: {warning.message}", markup=False)
         seen = reporting.picture_among(loaded.model, inputs)
-        if seen is None:
-            raise InputError("the model's inputs hold no image")
         figures = layers_figure.evidence(found, where)
         places = {} if where is None else {MASK: where}
         around = Seen(reporting.levels({IMAGE: seen}), places=places, facts={"drawn as": LAYERS})

@@ -113,7 +113,10 @@ def _at_x(model: nn.Module, inputs: Inputs, places: tuple[Place, ...], target: T
     slopes, connected = differentiate(value, points) if gradient else (None, True)
     if slopes is not None:
         check_gradients(slopes, everyone, torch.ones(inputs.batch))
-    question = Question(model, inputs, places, target, baseline, tuple(p.detach() for p in points), double(value), resolution, slopes, connected)
+    size = double(target.size(output).detach()) if hasattr(target, "size") else double(value).abs()
+    question = Question(
+        model, inputs, places, target, baseline, tuple(p.detach() for p in points), double(value), size, resolution, slopes, connected
+    )
     question.prefix, question.execution = prefix, execution
     question.forward_passes = 0 if gradient else 1
     return question
@@ -279,7 +282,7 @@ def _prove_suffix(question: Question) -> None:
             output = run(question.model, question.inputs.rows(samples), question.places, transform)
         question.forward_passes += 1
         off = (question.read(output, samples) - truth).abs()
-        if bool((off > 1e-4 * scale + rounding(question.resolution, truth, question.output[samples])).any()):
+        if bool((off > 1e-4 * scale + rounding(question.resolution, truth, question.output[samples], question.size[samples])).any()):
             raise Unsound("replaying the modules before the site gives another output")
     except (Unsound, *_FAILURES) as reason:
         question.prefix, question.execution = None, f"full: {reason}"

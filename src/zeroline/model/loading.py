@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from zeroline.baseline import Normalisation
 from zeroline.errors import LoadError, NotFoundError, UsageError
 from zeroline.model.inputs import is_dual_encoder
+from zeroline.model.normalisation import from_config
 from zeroline.model.words import tokens
 
 # families that are trained on texts brought to full length, by ``config.model_type``
@@ -40,7 +42,8 @@ class Sourced:
     """A model of any sources: ``prepare(image or None, text or None)`` gives its inputs, ``words(ids)`` their tokens as text.
 
     Of a text a (text, passage) pair makes the two segments of a cross-encoder. ``hear(samples)`` gives what a model of sound reads of them, at
-    ``rate`` samples per second; its frames are ``hop`` seconds apart (0: it reads samples).
+    ``rate`` samples per second; its frames are ``hop`` seconds apart (0: it reads samples). ``normalisation`` is what ``prepare`` does to pixels,
+    where that may be other than what the model's own folder says.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Sourced:
     hear: Callable[[Any], Mapping[str, Any]] | None = None
     rate: int = 0
     hop: float = 0.0
+    normalisation: Normalisation | None = None
 
     @property
     def is_detector(self) -> bool:
@@ -102,7 +106,8 @@ def from_pipeline(pipeline: Any) -> Sourced:
     if picture is None and tokenizer is None:
         raise UsageError(f"the {pipeline.task} pipeline has no image processor and no tokenizer: zl.explain reads images and texts")
     model: Any = pipeline.model
-    return _assembled(str(model.config._name_or_path or type(model).__name__), model, picture, tokenizer, None)
+    found = _assembled(str(model.config._name_or_path or type(model).__name__), model, picture, tokenizer, None)
+    return found if picture is None else replace(found, normalisation=from_config(picture.to_dict()))
 
 
 def _assembled(name: str, model: Any, picture: Any | None, tokenizer: Any | None, ear: Any | None) -> Sourced:

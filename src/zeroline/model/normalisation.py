@@ -7,6 +7,9 @@ beside the weights of a Hugging Face model (its folder, or the local hub cache; 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,24 @@ from zeroline.baseline import Normalisation
 FILE = "preprocessor_config.json"
 
 
+_TOLD: ContextVar[tuple[nn.Module, Normalisation] | None] = ContextVar("_TOLD", default=None)
+
+
+@contextmanager
+def told(model: nn.Module, found: Normalisation | None) -> Iterator[None]:
+    """Within the block the pixels of ``model`` are normalised as who prepares them says (a pipeline's processor), whatever its folder says."""
+    before = _TOLD.set(_TOLD.get() if found is None else (model, found))
+    try:
+        yield
+    finally:
+        _TOLD.reset(before)
+
+
 def of(model: nn.Module) -> Normalisation | None:
     """The normalisation of pixels in [0, 1] that ``model`` expects, or None where it does not say."""
+    known = _TOLD.get()
+    if known is not None and known[0] is model:
+        return known[1]
     for look in (_timm, _open_clip, _hugging_face):
         found = look(model)
         if found is not None:
@@ -55,8 +74,15 @@ def from_config(config: dict[str, Any]) -> Normalisation:
     scale = 1.0 if config.get("do_rescale", True) else 255.0
     if not config.get("do_normalize", True):
         return Normalisation((0.0,) * 3, (1 / scale,) * 3)
-    mean, std = config.get("image_mean", (0.0,) * 3), config.get("image_std", (1.0,) * 3)
+    mean, std = _per_channel(config.get("image_mean"), 0.0), _per_channel(config.get("image_std"), 1.0)
     return Normalisation(tuple(m / scale for m in mean), tuple(s / scale for s in std))
+
+
+def _per_channel(found: Any, usual: float) -> Sequence[float]:
+    """A processor may hold one number for all channels, or none."""
+    if isinstance(found, (int, float)):
+        return (float(found),) * 3
+    return found or (usual,) * 3
 
 
 def file_of(name: str) -> Path | None:

@@ -41,7 +41,10 @@ class Nodes:
 
 @dataclass
 class Question:
-    """See ``ask``. Tensors per sample are float64 [batch]; ``features`` has one tensor per place."""
+    """See ``ask``. Tensors per sample are float64 [batch]; ``features`` has one tensor per place.
+
+    ``size`` [batch] is how large the terms are that f adds up: a contrast near zero is rounded by units of its logits.
+    """
 
     model: nn.Module
     inputs: Inputs
@@ -50,6 +53,7 @@ class Question:
     baseline: Baseline
     features: Features
     output: Tensor
+    size: Tensor
     resolution: float
     gradient: Features | None = None
     connected: bool = True
@@ -159,7 +163,7 @@ class Question:
     def require_same(self, values: Tensor, samples: Tensor, truth: Tensor) -> None:
         """Raise where f of some rows is not what it was in the caller's batch (``truth``, per sample)."""
         scale = (self.output - self.baseline_output).abs() if len(self.baseline_output) else truth.abs()
-        allowed = 0.05 * scale + rounding(self.resolution, truth) + 1e-12
+        allowed = 0.05 * scale + rounding(self.resolution, truth, self.size) + 1e-12
         for row, b in enumerate(samples.tolist()):
             if abs(float(values[row]) - float(truth[b])) > float(allowed[b]):
                 found = f"{float(truth[b]):.6g} in its own batch and {float(values[row]):.6g} beside other rows"

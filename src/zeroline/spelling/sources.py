@@ -23,7 +23,7 @@ from zeroline.target import Target, detection, top_token, whole_number
 
 _PAIRS = "`zeroline explain`, `layers`, `compare` and `attend` take an image with --text, `zeroline baselines` with several"
 _WHOLE = ("1", "L", "P")  # modes that are wholly kept in RGB
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SCHEMES = {
     "zoo": "zoo:NAME, a model that ships with zeroline (no network)",
     "hf": "hf:ID or hf:FOLDER, an image classifier from the Hugging Face hub, its cache, or a folder",
