@@ -1,6 +1,6 @@
 """One call for one question: a pipeline or a model by name, an image or a text, and the words of the command line or objects.
 
-Holds ``explain`` and ``load``, users' ``zl.explain`` and ``zl.load``. Both only translate: models come from ``spelling.sources``, what is computed is
+Holds ``explain`` and ``load``, users' ``zl.explain`` and ``zl.load``. Both only translate: models come from ``spelling.models``, what is computed is
 a function of ``zl.METHODS`` or ``zl.ROUTES``, and its record is what comes back. Nothing is drawn, and nothing is written.
 """
 
@@ -23,7 +23,9 @@ from zeroline.model.pictures import eight_bit, upright
 from zeroline.paradigm.players import missing_word
 from zeroline.relevance import Relevance
 from zeroline.site import SiteLike, as_site
-from zeroline.spelling.sources import image_only, is_input, load_sourced, open_image, read_baseline, sourced, sources_of, target_of
+from zeroline.spelling.models import load_sourced, sourced
+from zeroline.spelling.questions import image_only, sources_of, target_of
+from zeroline.spelling.sources import is_input, open_image, read_baseline
 from zeroline.target import TargetLike
 
 Text = str | tuple[str, str] | list[str]

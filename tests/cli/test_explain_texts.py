@@ -15,7 +15,7 @@ from cli.test_cli import IMAGE, run
 from zeroline import Attribution, Relevance, zoo
 from zeroline.cli import attend, show
 from zeroline.report.relevance_figure import Source, shade
-from zeroline.spelling.sources import load_sourced
+from zeroline.spelling.models import load_sourced
 from zeroline.zoo.digits_clip import LENGTH, WORDS, tokenizer
 
 CLIP = ["--model", "zoo:digits-clip"]

@@ -11,7 +11,7 @@ import zeroline as zl
 from zeroline import zoo
 from zeroline.cli import main
 from zeroline.errors import LoadError, NotFoundError, UsageError
-from zeroline.spelling.sources import load_model
+from zeroline.spelling.models import load_model
 
 TINY = {
     "embed_dim": 16,

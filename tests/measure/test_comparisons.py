@@ -342,3 +342,8 @@ def test_what_was_shared_is_forgotten_after_the_call():
         with torch.no_grad():
             next(model.parameters()).add_(1.0)
         assert current(model) is None  # other weights: what was recorded says nothing any more
+
+
+def test_a_route_through_attentions_is_no_member_and_said_to_be_one(digits_vit, samples):
+    with pytest.raises(NotFoundError, match="no method 'rollout'.*rollout goes through attentions and has no attribution error"):
+        zl.compare(digits_vit, samples[0].inputs, target=0, baseline=zl.baseline.black(), methods=["rollout"])

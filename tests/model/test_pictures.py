@@ -97,6 +97,12 @@ def test_floating_point_levels_are_rounded_and_clipped():
     assert note == "floating-point grey brought to 8 bits per channel"
 
 
+def test_floating_point_levels_of_at_most_one_are_shares_of_white():
+    found, note = eight_bit(Image.fromarray(np.array([[0.0, 0.5, 1.0], [-0.2, 0.12, 0.999]], np.float32)))
+    assert levels(found)[..., 2].tolist() == [[0, 128, 255], [0, 31, 255]]
+    assert note == "floating-point (0 to 1) grey brought to 8 bits per channel"
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
 def test_deep_pictures_are_converted_without_a_warning(mode):
     eight_bit(PHOTO.convert("L").convert(mode) if mode != "I;16" else grey16(np.ones((12, 12))))

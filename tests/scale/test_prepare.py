@@ -16,7 +16,7 @@ from zeroline.model.loading import Sourced
 from zeroline.scale import prepare
 from zeroline.scale.prepare import Failure, Preparer, by_shape, shapes_of
 from zeroline.scale.source import Example, Source, content_hash
-from zeroline.spelling.sources import load_sourced
+from zeroline.spelling.models import load_sourced
 
 
 def pixels(image):

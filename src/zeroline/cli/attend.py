@@ -17,8 +17,10 @@ from zeroline.methods import attention_relevance
 from zeroline.report import relevance_figure
 from zeroline.report.drawing import sources
 from zeroline.reporting import beside
+from zeroline.spelling.models import load_sourced
+from zeroline.spelling.questions import image_only, sources_of, target_for
 from zeroline.spelling.reading import grid_of
-from zeroline.spelling.sources import image_only, load_sourced, open_image, sources_of, target_for
+from zeroline.spelling.sources import open_image
 
 
 def attend(

@@ -21,8 +21,10 @@ from zeroline.errors import NotNeutralError, UsageError
 from zeroline.measure import audit_baseline
 from zeroline.model.loading import Loaded
 from zeroline.seen import BASELINE, IMAGE, Seen
+from zeroline.spelling.models import load_model, load_sourced, sourced
+from zeroline.spelling.questions import target_for, texts_as_classes
 from zeroline.spelling.reading import read_target
-from zeroline.spelling.sources import is_input, load_model, load_sourced, open_image, read_baseline, sourced, split, target_for, texts_as_classes
+from zeroline.spelling.sources import is_input, open_image, read_baseline, split
 from zeroline.target import ClassTarget, Target
 
 CANDIDATES = "black, zeros, mean, blur(8), noise(0), neutral(black), neutral(blur(8))"

@@ -17,8 +17,9 @@ from zeroline.maths.cam import STAGES
 from zeroline.measure import compare as side_by_side
 from zeroline.measure.compare import DEFAULT
 from zeroline.seen import IMAGE, Seen
+from zeroline.spelling.questions import question
 from zeroline.spelling.reading import grid_of
-from zeroline.spelling.sources import is_input, open_image, question, read_baseline, split
+from zeroline.spelling.sources import is_input, open_image, read_baseline, split
 
 
 def compare(

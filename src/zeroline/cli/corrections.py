@@ -18,8 +18,10 @@ from zeroline.corrected import HEAD
 from zeroline.errors import InputError
 from zeroline.measure import corrections as by_correction
 from zeroline.seen import IMAGE, Seen
+from zeroline.spelling.models import load_sourced
+from zeroline.spelling.questions import image_only, sources_of, target_for
 from zeroline.spelling.reading import grid_of
-from zeroline.spelling.sources import image_only, load_sourced, open_image, open_mask, sources_of, target_for
+from zeroline.spelling.sources import open_image, open_mask
 
 
 def corrections(

@@ -11,7 +11,7 @@ from zeroline import baseline as baselines
 from zeroline.cli import show
 from zeroline.cli.explain import answer
 from zeroline.cli.options import Report
-from zeroline.spelling.sources import load_model
+from zeroline.spelling.models import load_model
 from zeroline.target import top
 
 MODEL = "digits-vit"

@@ -31,8 +31,10 @@ from zeroline.errors import NotFoundError, UsageError
 from zeroline.methods import CAMS, METHODS, NO_MAP, ROUTES
 from zeroline.model.loading import Loaded
 from zeroline.reporting import around
+from zeroline.spelling.models import load_model, load_sourced, sourced
+from zeroline.spelling.questions import target_for
 from zeroline.spelling.reading import grid_of
-from zeroline.spelling.sources import is_input, load_model, load_sourced, open_image, read_baseline, sourced, target_for
+from zeroline.spelling.sources import is_input, open_image, read_baseline
 from zeroline.target import Target
 
 

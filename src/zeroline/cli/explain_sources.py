@@ -21,7 +21,8 @@ from zeroline.report.drawing import draw, sources
 from zeroline.report.panels import heat_of
 from zeroline.reporting import beside, picture_among
 from zeroline.seen import Seen
-from zeroline.spelling.sources import image_only, is_input, read_baseline, sources_of, target_for, target_of
+from zeroline.spelling.questions import image_only, sources_of, target_for, target_of
+from zeroline.spelling.sources import is_input, read_baseline
 from zeroline.target import Target
 
 Found = Attribution | Relevance

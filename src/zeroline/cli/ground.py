@@ -16,8 +16,8 @@ from zeroline.detection import detections
 from zeroline.errors import TargetError
 from zeroline.model.inputs import Inputs
 from zeroline.paradigm import ground as by_paths
+from zeroline.spelling.questions import target_for
 from zeroline.spelling.reading import grid_of
-from zeroline.spelling.sources import target_for
 from zeroline.target import TargetLike, box, detection
 
 SIDES = ("left", "top", "right", "bottom")

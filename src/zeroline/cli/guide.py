@@ -19,7 +19,8 @@ from zeroline.guided import guide as guided
 from zeroline.model.loading import Loaded
 from zeroline.model.pictures import pixels_of
 from zeroline.seen import Seen
-from zeroline.spelling.sources import load_model, open_image
+from zeroline.spelling.models import load_model
+from zeroline.spelling.sources import open_image
 from zeroline.target import whole_number
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from zeroline.errors import InputError, LoadError, NotFoundError, UsageError
 from zeroline.measure import LabelledSet
 from zeroline.model.loading import Sourced
-from zeroline.spelling.sources import image_only, open_image, open_mask
+from zeroline.spelling.questions import image_only
+from zeroline.spelling.sources import open_image, open_mask
 from zeroline.target import whole_number
 
 

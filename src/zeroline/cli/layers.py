@@ -33,8 +33,9 @@ from zeroline.model.places import matching
 from zeroline.report import layers_figure
 from zeroline.report.drawing import LAYERS, MASK
 from zeroline.seen import IMAGE, Seen
+from zeroline.spelling.questions import question
 from zeroline.spelling.reading import grid_of
-from zeroline.spelling.sources import open_image, open_mask, question, read_baseline, split
+from zeroline.spelling.sources import open_image, open_mask, read_baseline, split
 
 
 def layers(

@@ -22,8 +22,9 @@ from zeroline.model.words import words_of
 from zeroline.paradigm import logic as by_coalitions
 from zeroline.paradigm import players as make
 from zeroline.reasoning import Player
+from zeroline.spelling.questions import image_only, target_for
 from zeroline.spelling.reading import grid_of
-from zeroline.spelling.sources import image_only, open_mask, read_box, target_for
+from zeroline.spelling.sources import open_mask, read_box
 
 SOURCES = "sources"
 USUAL_GRID = "2x2"

@@ -15,7 +15,7 @@ from zeroline.cli import show
 from zeroline.cli.options import AsJson, Calls, ModelName, Report, TargetText, TrustRemoteCode
 from zeroline.cli.paradigm import Audio, Correction, ImageOrNone, Passage, Text, given
 from zeroline.paradigm import mechanism as by_cutting
-from zeroline.spelling.sources import target_for
+from zeroline.spelling.questions import target_for
 
 
 def mechanism(

@@ -25,7 +25,9 @@ from zeroline.report.figure import Picture
 from zeroline.reporting import levels, picture_among
 from zeroline.reporting import words_of as words_of_inputs
 from zeroline.seen import IMAGE, Seen
-from zeroline.spelling.sources import load_sourced, open_image, sources_of
+from zeroline.spelling.models import load_sourced
+from zeroline.spelling.questions import sources_of
+from zeroline.spelling.sources import open_image
 from zeroline.target import TargetLike, sequence
 
 ImageOrNone = Annotated[Path | None, typer.Argument(help="The image file; left out for models that read none.")]

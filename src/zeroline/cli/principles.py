@@ -18,7 +18,8 @@ from zeroline.measure import check_principles
 from zeroline.methods import METHODS, ROUTES, check_options
 from zeroline.principles import Principles
 from zeroline.report import principles_figure
-from zeroline.spelling.sources import load_sourced, scheme_of, split
+from zeroline.spelling.models import load_sourced, scheme_of
+from zeroline.spelling.sources import split
 
 DEFAULT = ["grad_eclip", "attention_eclip(weights=attention)", "attention_relevance"]
 

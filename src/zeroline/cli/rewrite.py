@@ -13,8 +13,9 @@ from zeroline.cli.options import MOST_SEED, AsJson, BoxText, ImageFile, MaskFile
 from zeroline.guided import rewrite as rewritten
 from zeroline.report import figure, page, rewriting_figure
 from zeroline.seen import Seen
+from zeroline.spelling.models import load_model
 from zeroline.spelling.reading import read_epsilon
-from zeroline.spelling.sources import load_model, open_as_is, place_on
+from zeroline.spelling.sources import open_as_is, place_on
 from zeroline.target import whole_number
 
 

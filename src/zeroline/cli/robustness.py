@@ -15,8 +15,9 @@ from zeroline.cli.options import MOST_SEED, AsJson, Report, TrustRemoteCode
 from zeroline.errors import LoadError, UsageError
 from zeroline.guided import robustness as measured
 from zeroline.report import robustness_figure
+from zeroline.spelling.models import load_model
 from zeroline.spelling.reading import read_epsilon
-from zeroline.spelling.sources import image_files, load_model, open_as_is
+from zeroline.spelling.sources import image_files, open_as_is
 from zeroline.target import whole_number
 from zeroline.thresholds import HEAD, SUMMARY, Robustness
 

@@ -13,7 +13,9 @@ from rich.text import Text
 from zeroline.cli import show
 from zeroline.cli.options import TrustRemoteCode
 from zeroline.model.listing import sites as list_sites
-from zeroline.spelling.sources import load_sourced, open_image, stand_in
+from zeroline.spelling.models import load_sourced
+from zeroline.spelling.questions import stand_in
+from zeroline.spelling.sources import open_image
 
 
 def sites(

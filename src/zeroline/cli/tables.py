@@ -8,7 +8,7 @@ from rich.table import Table
 
 from zeroline.cli import show
 from zeroline.methods import METHODS, ROUTES
-from zeroline.spelling.sources import SCHEMES
+from zeroline.spelling.models import SCHEMES
 
 _COMMON = {"model", "inputs", "target", "site", "progress"}
 

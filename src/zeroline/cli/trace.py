@@ -13,7 +13,9 @@ from zeroline.cli.options import TrustRemoteCode
 from zeroline.errors import NotFoundError
 from zeroline.model.trace import HEAD
 from zeroline.model.trace import trace as trace_model
-from zeroline.spelling.sources import load_sourced, open_image, stand_in
+from zeroline.spelling.models import load_sourced
+from zeroline.spelling.questions import stand_in
+from zeroline.spelling.sources import open_image
 
 FORMATS = ("table", "json", "mermaid")
 

@@ -39,7 +39,8 @@ METHODS: dict[str, Callable[..., Attribution]] = {
 def method_named(name: str) -> Callable[..., Attribution]:
     """The method of ``METHODS``; an error with the nearest names where there is none."""
     if name not in METHODS:
-        raise NotFoundError.among("method", str(name), METHODS, "see `zeroline methods`")
+        why = f"{name} goes through attentions and has no attribution error" if name in ROUTES else "see `zeroline methods`"
+        raise NotFoundError.among("method", str(name), METHODS, why)
     return METHODS[name]
 
 

@@ -53,9 +53,11 @@ def eight_bit(image: Any) -> tuple[Any, str]:
         return image, ""
     if image.mode == "F" or image.mode.startswith("I"):
         levels = torch.from_numpy(np.array(image, dtype=np.float64))
-        deepest = 255.0 if image.mode == "F" else 65535.0
-        scaled = byte((levels / deepest)[None].expand(3, -1, -1))
-        return picture(scaled), f"{'floating-point' if image.mode == 'F' else '16-bit'} grey brought to 8 bits per channel"
+        kind, white = "16-bit", 65535.0
+        if image.mode == "F":
+            kind, white = ("floating-point (0 to 1)", 1.0) if float(levels.amax()) <= 1 else ("floating-point", 255.0)
+        scaled = byte((levels / white)[None].expand(3, -1, -1))
+        return picture(scaled), f"{kind} grey brought to 8 bits per channel"
     alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     return image.convert("RGB"), f"{image.mode} converted to RGB" + (", its transparency dropped" if alpha else "")
 

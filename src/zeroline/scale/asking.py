@@ -21,8 +21,10 @@ from zeroline.paradigm import ground, logic, mechanism
 from zeroline.paradigm import players as make
 from zeroline.scale.job import LABEL, PLAYERS, Job
 from zeroline.scale.prepare import Ready
+from zeroline.spelling.models import load_sourced
+from zeroline.spelling.questions import target_for
 from zeroline.spelling.reading import grid_of
-from zeroline.spelling.sources import is_input, load_sourced, read_baseline, target_for
+from zeroline.spelling.sources import is_input, read_baseline
 from zeroline.target import Target, logit
 
 

@@ -17,7 +17,8 @@ from zeroline.errors import InputError, UsageError
 from zeroline.model.loading import Sourced
 from zeroline.model.pictures import eight_bit, place_seen, upright
 from zeroline.scale.source import Example, Source, content_hash
-from zeroline.spelling.sources import drawn_box, image_only, read_image
+from zeroline.spelling.questions import image_only
+from zeroline.spelling.sources import drawn_box, read_image
 
 Pixels = Mapping[str, bytes | None]  # "image" and, where the source says where objects are, "mask"
 

@@ -22,8 +22,8 @@ from zeroline.model.reference import settle
 from zeroline.paradigm import ground as by_paths
 from zeroline.report import page
 from zeroline.seen import Seen
+from zeroline.spelling.questions import sources_of, target_for
 from zeroline.spelling.reading import read_epsilon
-from zeroline.spelling.sources import sources_of, target_for
 from zeroline.target import whole_number
 from zeroline.web.limits import Limits
 from zeroline.web.offered import Offered

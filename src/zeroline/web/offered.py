@@ -16,7 +16,8 @@ from zeroline import zoo
 from zeroline.errors import LoadError, NotFoundError, UsageError
 from zeroline.model.blocks import default_sites
 from zeroline.model.loading import Sourced
-from zeroline.spelling.sources import load_sourced, stand_in
+from zeroline.spelling.models import load_sourced
+from zeroline.spelling.questions import stand_in
 
 
 class Offered:
