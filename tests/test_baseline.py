@@ -83,6 +83,13 @@ def test_unknown_names_get_the_nearest():
         baseline.by_name("blak")
 
 
+@pytest.mark.parametrize("draws", [0, -1, 10_001, 10**13])
+def test_a_number_of_draws_that_nobody_could_wait_for_is_refused_at_once(draws):
+    with pytest.raises(BaselineError, match=f"distribution\\(draws={draws}\\) was asked; 1 to 10,000 are possible"):
+        baseline.distribution(baseline.noise, draws=draws)
+    assert len(baseline.distribution(baseline.noise, draws=10_000).draws) == 10_000
+
+
 def test_neutral_without_a_start_begins_at_black():
     assert baseline.by_name("neutral").name == baseline.by_name("neutral()").name == "neutral from black"
     assert baseline.by_name("neutral(blur(4))").name == "neutral from blur(4)"

@@ -45,6 +45,7 @@ class Normalisation:
 
 
 _DRAWS = 8
+_MOST_DRAWS = 10_000  # each is a whole question of its own
 _EXAMPLES = "e.g. black, zeros, blur(8), constant(0.5), noise(0), mean, neutral(black)"
 Fill = Callable[[Tensor, Normalisation | None], Tensor]
 
@@ -276,8 +277,8 @@ def distribution(source: Any, *, draws: int | None = None, seed: int = 0, name: 
         seed: what the choice depends on; the same draws for every sample of a batch.
         name: what a set of inputs is called in records.
     """
-    if draws is not None and draws < 1:
-        raise BaselineError(f"distribution(draws={draws}) was asked; 1 or more")
+    if draws is not None and not 1 <= draws <= _MOST_DRAWS:
+        raise BaselineError(f"distribution(draws={draws}) was asked; 1 to {_MOST_DRAWS:,} are possible")
     if callable(source) and not isinstance(source, Baseline):
         made = tuple(source(seed + i) for i in range(draws or _DRAWS))
         if not all(isinstance(b, Baseline) for b in made):

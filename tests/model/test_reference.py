@@ -206,7 +206,7 @@ def test_draws_of_a_function_use_one_seed_each():
         (lambda: zl.baseline.distribution(torch.randn(2, 3), draws=3), "3 draws asked of 2; give draws=2 or fewer"),
         (lambda: zl.baseline.distribution(zl.baseline.black()), "needs several baselines"),
         (lambda: zl.baseline.distribution(lambda seed: seed), "must give a baseline"),
-        (lambda: zl.baseline.distribution(torch.randn(2, 3), draws=0), "1 or more"),
+        (lambda: zl.baseline.distribution(torch.randn(2, 3), draws=0), "1 to 10,000 are possible"),
         (lambda: zl.baseline.neutral("black"), "begins at a baseline"),
         (lambda: zl.baseline.neutral(zl.baseline.zeros(), kl=0), "kl must be above 0"),
         (lambda: zl.baseline.neutral(zl.baseline.zeros(), low=1.0, high=0.0), "low below high"),
