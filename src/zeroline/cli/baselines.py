@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,12 +56,12 @@ def baselines(
     inputs = loaded.preprocess(picture)
     if sourced(loaded).is_detector:
         raise UsageError(f"{loaded.name!r} is a detector: it has a class per query, and an audit asks what a model believes of the whole picture")
-    wanted = _of_texts(target, text) if text else target_for(target, sourced(loaded))
+    wanted = _of_texts(target, loaded.labels) if text else target_for(target, sourced(loaded))
     with show.results_folder(out):
         known, failures = _settled(loaded, inputs, asked, site)
         with show.progress("baselines") as told:
             audit = audit_baseline(loaded.model, inputs, wanted, list(known.values()), site=site, progress=told)
-            audit = replace(audit, failures={**audit.failures, **failures}, classes=tuple(text) if text else audit.classes)
+            audit = replace(audit, failures={**audit.failures, **failures}, classes=tuple(loaded.labels) if text else audit.classes)
         pictures = {f"{BASELINE}/{name}": reporting.baseline_picture(loaded.model, inputs, known[name], audit.site) for name in audit.baselines}
         seen = Seen(reporting.levels({IMAGE: reporting.picture_among(loaded.model, inputs), **pictures}))
         written = show.write(audit, "audit", out, seen, report=report)
@@ -97,9 +97,9 @@ def _settled(loaded: Loaded, inputs: Any, asked: Sequence[Baseline | Distributio
     return known, failures
 
 
-def _of_texts(target: str, texts: Sequence[str]) -> Target:
+def _of_texts(target: str, texts: Mapping[str, int]) -> Target:
     """``--target`` where the classes are texts, which name them."""
-    found = read_target(target, {text: number for number, text in enumerate(texts)})
+    found = read_target(target, texts)
     return replace(found, labels=tuple(texts)) if isinstance(found, ClassTarget) else found
 
 

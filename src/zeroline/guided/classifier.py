@@ -34,11 +34,7 @@ class Classifier:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self._like.device
-
-    @property
-    def _like(self) -> Tensor:
-        return next((p for p in self.model.parameters()), torch.zeros(()))
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def name(self, index: int) -> str:
         """A class as its label, or as a number."""

@@ -101,16 +101,14 @@ def texts_as_classes(known: Sourced, texts: Sequence[str]) -> Loaded:
         raise UsageError("one text was given; texts are the classes here: two or more of them")
 
     def preprocess(image: Any) -> Mapping[str, Any]:
-        given = [known.prepare(image, text) for text in texts]
-        return {name: _stacked(name, [one[name] for one in given], known.tokenizer) for name in given[0]}
+        words = [known.prepare(None, text) for text in texts]
+        return {**known.prepare(image, texts[0]), **{name: _stacked(name, [one[name] for one in words], known.tokenizer) for name in words[0]}}
 
     return Loaded(known.name, known.model, preprocess, {text: number for number, text in enumerate(texts)})
 
 
 def _stacked(name: str, rows: Sequence[Tensor], tokenizer: Any) -> Tensor:
-    """One row per text, padded at the end to the longest; what is floating point is the picture, and the same for all."""
-    if rows[0].is_floating_point():
-        return rows[0]
+    """One row per text, padded at the end to the longest."""
     longest = max(row.shape[-1] for row in rows)
     padding = 0 if name.endswith("mask") or tokenizer is None else int(tokenizer.pad_token_id)
     return torch.cat([torch.nn.functional.pad(row, (0, longest - row.shape[-1]), value=padding) for row in rows])
